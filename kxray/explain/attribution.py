@@ -1,0 +1,93 @@
+"""The two calls of this room: `attribute` for maps now, `explainer` for a traced function that exports."""
+
+import numpy as np
+
+from kxray.explain import cam, graph
+
+METHODS = {"grad_cam": cam.grad_cam}
+
+
+def explainer(model, method, upsample=False, **options):
+    """Builds a traced explanation function made of plain TensorFlow ops.
+
+    Args:
+        model: functional keras.Model with one image input (N, H, W, C) and one output (N, L).
+        method: one of `kxray.explain.METHODS`.
+        upsample: whether maps of CAM methods are resized (bilinear) to the input's height and width.
+        **options: the method's own options.
+
+    Returns:
+        tf.function (images float32 (N, H, W, C), target int32 (N,)) -> float32 (N, h, w, 1). Traced once for
+        all batch sizes. The score explained is the pre-activation logit of unit `target`; maps are signed
+        and raw.
+
+    Raises:
+        ValueError: unknown method, or a model that the method cannot read.
+    """
+    import tensorflow as tf
+
+    if method not in METHODS:
+        raise ValueError(f"unknown explanation method {method!r}; the known ones are: {', '.join(METHODS)}")
+    graph.require_functional(model)
+    explain = METHODS[method](model, **options)
+    input_shape = model.inputs[0].shape
+    signature = [
+        tf.TensorSpec([None, *input_shape[1:]], tf.float32, name="images"),
+        tf.TensorSpec([None], tf.int32, name="target"),
+    ]
+
+    @tf.function(input_signature=signature)
+    def traced(images, target):
+        maps = explain(images, target)
+        return tf.image.resize(maps, tf.shape(images)[1:3]) if upsample else maps
+
+    return traced
+
+
+def attribute(model, images, target, method, **options):
+    """Explains a batch of films.
+
+    Args:
+        model: functional keras.Model.
+        images: float array (N, H, W, C), the model's own input, in [0, 1] for kxray models.
+        target: class index (an output unit), or one an image. A one-unit (sigmoid) model has unit 0 only:
+            positive values speak for its positive label, negative ones against it.
+        method: one of `kxray.explain.METHODS`.
+        **options: see `explainer`.
+
+    Returns:
+        float32 array (N, H, W, C), or (N, h, w, 1) for CAM methods unless `upsample=True`.
+
+    Raises:
+        ValueError: images, target or method do not fit the model.
+    """
+    graph.require_functional(model)
+    images = np.asarray(images)
+    expected = tuple(model.inputs[0].shape)
+    fits = images.ndim == len(expected) and all(
+        want in (None, got) for want, got in zip(expected[1:], images.shape[1:], strict=False)
+    )
+    if not fits or not np.issubdtype(images.dtype, np.floating):
+        raise ValueError(
+            f"expected float images {expected}, got {images.dtype} {images.shape}; "
+            "films go through kxray.read_image() and kxray.layers.film_input() first"
+        )
+    num_units = model.outputs[0].shape[-1]
+    targets = np.asarray(target)
+    if targets.ndim > 1 or not np.issubdtype(targets.dtype, np.integer):
+        raise ValueError(f"target must be a class index or one an image, got {target!r}")
+    if targets.ndim == 1 and len(targets) != len(images):
+        raise ValueError(f"got {len(targets)} targets for {len(images)} images")
+    if targets.size and (targets.min() < 0 or targets.max() >= num_units):
+        raise ValueError(f"target must be in 0..{num_units - 1}, the output units of {model.name!r}, got {target!r}")
+    targets = np.broadcast_to(targets, (len(images),)).astype("int32")
+    return _remembered_explainer(model, method, options)(images.astype("float32"), targets).numpy()
+
+
+def _remembered_explainer(model, method, options):
+    # Kept in the model's own dictionary, so that it dies with the model; a weak-key table would not let it.
+    remembered = model.__dict__.setdefault("_kxray_explainers", {})
+    key = (method, repr(sorted(options.items())))
+    if key not in remembered:
+        remembered[key] = explainer(model, method, **options)
+    return remembered[key]

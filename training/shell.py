@@ -1,0 +1,41 @@
+"""What every program shares at the shell: one-line errors, quiet libraries, atomic files."""
+
+import functools
+import os
+import sys
+import traceback
+
+import click
+
+
+def program(function):
+    """Turns expected failures of a click command's body into one line and exit code 2.
+
+    Set KXRAY_TRACEBACK=1 to see where an error came from.
+    """
+
+    @functools.wraps(function)
+    def wrapped(*args, **kwargs):
+        # TensorFlow reads this once, at import; programs import it only inside their body.
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+        try:
+            return function(*args, **kwargs)
+        except KeyboardInterrupt:
+            click.echo("interrupted; run the same command again with --resume where it has one", err=True)
+            sys.exit(130)
+        except BrokenPipeError:
+            sys.exit(141)
+        except (ValueError, OSError) as error:
+            if os.environ.get("KXRAY_TRACEBACK"):
+                traceback.print_exc()
+            click.echo(f"error: {one_line(error)}", err=True)
+            sys.exit(2)
+
+    return wrapped
+
+
+def one_line(error: Exception) -> str:
+    """An exception's message; an OSError's with its file and without its number."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error)
