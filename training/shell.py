@@ -3,6 +3,7 @@
 import functools
 import os
 import sys
+import tempfile
 import traceback
 
 import click
@@ -16,8 +17,6 @@ def program(function):
 
     @functools.wraps(function)
     def wrapped(*args, **kwargs):
-        # TensorFlow reads this once, at import; programs import it only inside their body.
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
         try:
             return function(*args, **kwargs)
         except KeyboardInterrupt:
@@ -32,6 +31,30 @@ def program(function):
             sys.exit(2)
 
     return wrapped
+
+
+def load_tensorflow() -> None:
+    """Imports TensorFlow without its start-up chatter, which is shown after all if the import fails."""
+    if os.environ.get("KXRAY_TRACEBACK"):
+        return
+    # Read once, by TensorFlow, while it is imported.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    with tempfile.TemporaryFile() as chatter:
+        os.dup2(chatter.fileno(), 2)
+        try:
+            import tensorflow as tf
+
+            tf.config.list_physical_devices()
+            tf.get_logger().setLevel("ERROR")
+        except BaseException:
+            chatter.seek(0)
+            os.write(terminal, chatter.read())
+            raise
+        finally:
+            os.dup2(terminal, 2)
+            os.close(terminal)
 
 
 def one_line(error: Exception) -> str:

@@ -79,7 +79,9 @@ def attribute(model, images, target, method, **options):
     if targets.ndim == 1 and len(targets) != len(images):
         raise ValueError(f"got {len(targets)} targets for {len(images)} images")
     if targets.size and (targets.min() < 0 or targets.max() >= num_units):
-        raise ValueError(f"target must be in 0..{num_units - 1}, the output units of {model.name!r}, got {target!r}")
+        raise ValueError(
+            f"target must be in 0..{num_units - 1}, the output units of {model.name!r}, got {target!r}"
+        )
     targets = np.broadcast_to(targets, (len(images),)).astype("int32")
     return _remembered_explainer(model, method, options)(images.astype("float32"), targets).numpy()
 

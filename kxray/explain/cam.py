@@ -6,7 +6,7 @@ from kxray.explain.graph import last_feature_layer, with_logits
 
 
 def grad_cam(model, layer=None):
-    """Grad-CAM (Selvaraju et al., 2017, eq. 1-2) before its final ReLU, so that evidence against keeps its sign.
+    """Grad-CAM (Selvaraju et al., 2017, eq. 1-2) before its final ReLU: evidence against keeps its sign.
 
     Args:
         model: functional model.
@@ -24,7 +24,8 @@ def grad_cam(model, layer=None):
         feature_layer = model.get_layer(layer)
         if len(feature_layer.output.shape) != 4:
             raise ValueError(
-                f"layer {layer!r} gives {tuple(feature_layer.output.shape)}; Grad-CAM needs a (N, h, w, K) output"
+                f"layer {layer!r} gives {tuple(feature_layer.output.shape)}; "
+                "Grad-CAM needs a (N, h, w, K) output"
             )
     run = with_logits(model, feature_layer.output)
 

@@ -16,7 +16,7 @@ _SHRINKING = (
 
 
 def require_functional(model) -> None:
-    """Raises ValueError unless `model` is a functional (or Sequential, built) model with one input and output."""
+    """Raises ValueError unless `model` is functional, or Sequential and built, with one input and output."""
     if not isinstance(model, keras.Model) or not getattr(model, "inputs", None):
         raise ValueError(
             f"explanations need a built functional or Sequential keras.Model, got {type(model).__name__}"
@@ -29,7 +29,7 @@ def require_functional(model) -> None:
 
 
 def last_feature_layer(model) -> layers.Layer:
-    """The layer whose output is the last spatial tensor before pooling or flattening, after its activation."""
+    """The layer that gives the last spatial tensor before pooling or flattening, after its activation."""
     for layer in reversed(model.layers):
         shape = getattr(layer.output, "shape", ()) if not isinstance(layer, layers.InputLayer) else ()
         if len(shape) == 4 and not isinstance(layer, _SHRINKING):
@@ -51,7 +51,7 @@ def with_logits(model, *tensors):
     """
     last = model.outputs[0]._keras_history.operation
     if isinstance(last, layers.Dense) and last.activation is not keras.activations.linear:
-        submodel = keras.Model(model.inputs, [last.input, *tensors])
+        before = last.input
 
         def logits_of(features):
             features = ops.cast(features, "float32")
@@ -60,13 +60,15 @@ def with_logits(model, *tensors):
 
     else:
         before = last.input if isinstance(last, (layers.Activation, layers.Softmax)) else model.outputs[0]
-        submodel = keras.Model(model.inputs, [before, *tensors])
 
         def logits_of(logits):
             return ops.cast(logits, "float32")
 
+    # A dictionary, because Keras gives a list of one output back as a bare tensor.
+    submodel = keras.Model(model.inputs, dict(enumerate([before, *tensors])))
+
     def run(images):
-        first, *others = submodel(images, training=False)
-        return logits_of(first), *others
+        outputs = submodel(images, training=False)
+        return logits_of(outputs[0]), *(outputs[1 + index] for index in range(len(tensors)))
 
     return run

@@ -1,0 +1,286 @@
+"""From film files to batches: decode, resize once, keep, augment on the batch, prefetch."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from kxray.io import FilmError
+from kxray.spec import ModelSpec
+
+CACHES = ("memory", "disk", "none")
+
+
+def stream_inputs(paths, spec: ModelSpec, *, measure=None, workers=None, dicom_reader="auto") -> Iterator:
+    """Decodes films in parallel and brings each to network input, in order and in bounded memory.
+
+    Args:
+        paths: film files of any mix of formats.
+        spec: its `pixel_rule` and `image_size` say what the network takes.
+        measure: optional function of a film's full pixels (H, W), called once a film.
+        workers: decoding workers; one a core by default.
+        dicom_reader: "auto", "pydicom" or "tensorflow-io", see `kxray.io.read_films`.
+
+    Yields:
+        (index, result): result is float32 (h, w, 1), or the pair of it and what `measure` returned, or a
+        FilmError where the film cannot be read. One unreadable film never stops the stream.
+    """
+    from kxray.io import read_films
+    from kxray.layers import film_input
+
+    resize = film_input(spec)
+    for index, film in read_films(paths, workers=workers, dicom_reader=dicom_reader):
+        if isinstance(film, FilmError):
+            yield index, film
+            continue
+        pixels = np.asarray(resize(film.pixels[None, :, :, None]))[0]
+        yield index, pixels if measure is None else (pixels, measure(film.pixels))
+
+
+@dataclass(frozen=True)
+class NetworkInputs:
+    """Films as the network sees them.
+
+    Args:
+        paths: the film files, in order.
+        spec: what the network takes.
+        pixels: float32 (N, h, w, 1), in memory or memory-mapped; None where films are decoded at every use.
+        errors: position of each unreadable film and what is wrong with it; its pixels are zeros.
+        stream: the arguments with which films are decoded again.
+    """
+
+    paths: tuple[str, ...]
+    spec: ModelSpec
+    pixels: np.ndarray | None
+    errors: dict[int, str]
+    stream: dict
+
+    def __len__(self):
+        return len(self.paths)
+
+    def batches(self, indices, batch_size) -> Iterator[np.ndarray]:
+        """Yields float32 (up to batch_size, h, w, 1) in the order of `indices`. Raises FilmError."""
+        indices = np.asarray(indices)
+        if self.pixels is None:
+            yield from self._decoded_batches(indices, batch_size)
+        else:
+            for start in range(0, len(indices), batch_size):
+                yield np.asarray(self.pixels[indices[start : start + batch_size]])
+
+    def _decoded_batches(self, indices, batch_size):
+        batch = []
+        for _, pixels in stream_inputs([self.paths[index] for index in indices], self.spec, **self.stream):
+            if isinstance(pixels, FilmError):
+                raise pixels
+            batch.append(pixels)
+            if len(batch) == batch_size:
+                yield np.stack(batch)
+                batch = []
+        if batch:
+            yield np.stack(batch)
+
+
+def load_inputs(
+    paths, spec: ModelSpec, *, cache="memory", cache_dir=None, measure=None, on_film=None, **stream
+) -> NetworkInputs:
+    """Decodes every film once and keeps what the network needs of it.
+
+    Args:
+        paths: film files.
+        spec: what the network takes.
+        cache: "memory" keeps float32 inputs in memory, "disk" in a memory-mapped file under `cache_dir` that
+            later runs on the same films reuse, "none" keeps nothing and decodes at every use.
+        cache_dir: folder of the disk cache.
+        measure: optional function of a film's full pixels (H, W).
+        on_film: called as on_film(index, what measure returned) after each film that was read, with None
+            for an unreadable one; not called at all where a disk cache spares the reading.
+        **stream: `workers`, `dicom_reader` of `stream_inputs`.
+
+    Returns:
+        NetworkInputs; unreadable films are in its `errors`.
+
+    Raises:
+        ValueError: an unknown cache, or films that do not fit in memory.
+    """
+    paths = tuple(str(path) for path in paths)
+    shape = (len(paths), *spec.image_size, 1)
+    if cache not in CACHES:
+        raise ValueError(f"cache must be one of {', '.join(CACHES)}, got {cache!r}")
+    kept = None
+    if cache == "memory":
+        _check_memory(shape)
+        pixels = np.zeros(shape, np.float32)
+    elif cache == "disk":
+        if cache_dir is None:
+            raise ValueError("cache='disk' needs a cache_dir")
+        kept = Path(cache_dir) / f"{_cache_key(paths, spec)}.npy"
+        if kept.exists():
+            errors = json.loads(kept.with_suffix(".json").read_text())
+            errors = {int(index): error for index, error in errors.items()}
+            return NetworkInputs(paths, spec, np.load(kept, mmap_mode="r"), errors, stream)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = kept.with_name(f".{kept.stem}.{os.getpid()}.npy")
+        pixels = np.lib.format.open_memmap(unfinished, mode="w+", dtype=np.float32, shape=shape)
+    else:
+        pixels = None
+    errors = {}
+    for index, result in stream_inputs(paths, spec, measure=measure, **stream):
+        measured = None
+        if isinstance(result, FilmError):
+            errors[index] = str(result)
+        else:
+            network_input, measured = result if measure is not None else (result, None)
+            if pixels is not None:
+                pixels[index] = network_input
+        if on_film is not None:
+            on_film(index, measured)
+    if kept is not None:
+        pixels.flush()
+        kept.with_suffix(".json").write_text(json.dumps(errors))
+        os.replace(unfinished, kept)
+        pixels = np.load(kept, mmap_mode="r")
+    return NetworkInputs(paths, spec, pixels, errors, stream)
+
+
+def _check_memory(shape):
+    needed = 4 * int(np.prod(shape, dtype=np.int64))
+    try:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError, AttributeError):
+        return
+    if needed > free / 2:
+        raise ValueError(
+            f"{shape[0]} films need {needed / 2**30:.1f} GiB in memory and {free / 2**30:.1f} GiB are free; "
+            "use cache='disk' (--cache disk)"
+        )
+
+
+def _cache_key(paths, spec):
+    """Names a cache by what it was made of: files (path, size, time), input size and pixel rule."""
+    digest = hashlib.sha256(repr((spec.image_size, spec.pixel_rule)).encode())
+    for path in paths:
+        status = os.stat(path)
+        digest.update(f"{os.path.abspath(path)}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:32]
+
+
+def training_batches(
+    inputs: NetworkInputs,
+    labels,
+    weights,
+    indices,
+    *,
+    batch_size,
+    seed,
+    augment=None,
+    first_epoch=0,
+):
+    """An endless dataset of shuffled, augmented batches that is a function of (seed, epoch, step) alone.
+
+    So a run that resumes at epoch e sees exactly the batches that an uninterrupted one would have seen.
+
+    Args:
+        inputs: the films.
+        labels: float32 (N, units), the targets of all films of `inputs`.
+        weights: float32 (N,), the weight of each film in the loss.
+        indices: int, the films to train on; every epoch visits each once.
+        batch_size: films a batch; the last batch of an epoch may be smaller.
+        seed: int.
+        augment: a `kxray.layers.RandomAffine`, or None.
+        first_epoch: where to start.
+
+    Returns:
+        tf.data.Dataset of (float32 (B, h, w, 1), (B, units), (B,)), `steps_per_epoch` batches an epoch.
+    """
+    import tensorflow as tf
+
+    labels = tf.constant(np.asarray(labels, np.float32))
+    weights = tf.constant(np.asarray(weights, np.float32))
+    order = tf.constant(np.asarray(indices, np.int64))
+    steps = steps_per_epoch(indices, batch_size)
+    fetch = _fetcher(inputs, batch_size)
+
+    def one_epoch(epoch):
+        shuffled = tf.random.experimental.stateless_shuffle(order, seed=tf.stack([seed, epoch]))
+        step_indices = tf.data.Dataset.from_tensor_slices(shuffled).batch(batch_size)
+        return tf.data.Dataset.zip(
+            tf.data.Dataset.range(epoch * steps, (epoch + 1) * steps), fetch(step_indices)
+        )
+
+    def prepare(step, batch):
+        chosen, pixels = batch
+        if augment is not None:
+            draws = tf.random.stateless_uniform(
+                (tf.shape(pixels)[0], augment.num_draws), seed=tf.stack([tf.cast(seed, tf.int64), step])
+            )
+            pixels = augment(pixels, draws=draws)
+        return pixels, tf.gather(labels, chosen), tf.gather(weights, chosen)
+
+    epochs = tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max)
+    dataset = epochs.flat_map(one_epoch).map(prepare, num_parallel_calls=2)
+    return _unsharded(dataset.prefetch(4))
+
+
+def evaluation_batches(inputs: NetworkInputs, labels, weights, indices, *, batch_size=128):
+    """A finite dataset of (pixels, labels, weights) in the order of `indices`, without augmentation."""
+    import tensorflow as tf
+
+    indices = np.asarray(indices, np.int64)
+    rows = tf.data.Dataset.from_tensor_slices(indices).batch(batch_size)
+    labels = tf.constant(np.asarray(labels, np.float32))
+    weights = tf.constant(np.asarray(weights, np.float32))
+    dataset = _fetcher(inputs, batch_size)(rows).map(
+        lambda chosen, pixels: (pixels, tf.gather(labels, chosen), tf.gather(weights, chosen))
+    )
+    return _unsharded(dataset.apply(tf.data.experimental.assert_cardinality(len(rows))).prefetch(2))
+
+
+def steps_per_epoch(indices, batch_size) -> int:
+    return -(-len(indices) // batch_size)
+
+
+def _fetcher(inputs, batch_size):
+    """Returns a function from a dataset of index batches to one of (indices, pixels)."""
+    import tensorflow as tf
+
+    shape = (None, *inputs.spec.image_size, 1)
+    if isinstance(inputs.pixels, np.memmap):
+
+        def gather(chosen):
+            pixels = tf.numpy_function(lambda rows: inputs.pixels[rows], [chosen], tf.float32)
+            return chosen, tf.ensure_shape(pixels, shape)
+
+        return lambda rows: rows.map(gather, num_parallel_calls=2)
+    if inputs.pixels is not None:
+        pixels = tf.constant(inputs.pixels)
+        return lambda rows: rows.map(lambda chosen: (chosen, tf.gather(pixels, chosen)))
+
+    def stream(order):
+        chosen = np.asarray(order)
+        starts = range(0, len(chosen), batch_size)
+        for start, pixels in zip(starts, inputs.batches(chosen, batch_size), strict=True):
+            yield chosen[start : start + batch_size], pixels
+
+    signature = (tf.TensorSpec([None], tf.int64), tf.TensorSpec(shape, tf.float32))
+
+    def streamed(rows):
+        # The whole epoch's order is handed over at once, so that decoding runs ahead of the batches.
+        order = rows.unbatch().batch(np.iinfo(np.int64).max)
+        return order.flat_map(
+            lambda whole: tf.data.Dataset.from_generator(stream, args=(whole,), output_signature=signature)
+        )
+
+    return streamed
+
+
+def _unsharded(dataset):
+    """Every replica reads its part of each batch; files are not split between workers."""
+    import tensorflow as tf
+
+    options = tf.data.Options()
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+    return dataset.with_options(options)

@@ -1,0 +1,95 @@
+"""Probabilities that mean what they say, and the thresholds that act on them."""
+
+import numpy as np
+from scipy.optimize import minimize_scalar
+from scipy.special import log_expit, log_softmax
+
+# Standard deviation of the prior on log T. A few dozen films that are all classified right would otherwise
+# send T to zero, and the model would be certain of everything.
+_LOG_TEMPERATURE_SPREAD = 0.5
+
+
+def fit_temperature(logits, labels):
+    """Fits the temperature T that divides the logits (Guo et al., 2017), with a weak prior around T = 1.
+
+    Minimises sum(-log likelihood) + (log T / 0.5)^2 / 2: T stays near 1 where films are too few to say.
+
+    Args:
+        logits: float (N, 1) of a one-unit sigmoid model, or (N, L) of a softmax model; held-out films.
+        labels: int (N,).
+
+    Returns:
+        float T > 0; divide logits by it.
+    """
+    logits, labels = np.asarray(logits, dtype=float), np.asarray(labels)
+    if not len(logits):
+        return 1.0
+
+    def cost(log_temperature):
+        scaled = logits / np.exp(log_temperature)
+        if logits.shape[1] == 1:
+            likelihood = log_expit(np.where(labels == 1, scaled[:, 0], -scaled[:, 0]))
+        else:
+            likelihood = log_softmax(scaled, axis=1)[np.arange(len(labels)), labels]
+        return -likelihood.sum() + 0.5 * (log_temperature / _LOG_TEMPERATURE_SPREAD) ** 2
+
+    return float(np.exp(minimize_scalar(cost, bounds=(-3, 3), method="bounded").x))
+
+
+def reliability_curve(probabilities, labels, bins=10):
+    """How often the chosen label is right, by stated confidence.
+
+    Args:
+        probabilities: float (N, L); labels: int (N,); bins: number of equal-width bins over [0, 1].
+
+    Returns:
+        dict of arrays (bins,): confidence (mean, NaN in an empty bin), accuracy, films.
+    """
+    probabilities, labels = np.asarray(probabilities, dtype=float), np.asarray(labels)
+    confidence = probabilities.max(axis=1)
+    correct = probabilities.argmax(axis=1) == labels
+    which = np.minimum((confidence * bins).astype(int), bins - 1)
+    films = np.bincount(which, minlength=bins)
+    with np.errstate(invalid="ignore"):
+        return {
+            "confidence": np.bincount(which, confidence, bins) / films,
+            "accuracy": np.bincount(which, correct, bins) / films,
+            "films": films,
+        }
+
+
+def expected_calibration_error(probabilities, labels, bins=10):
+    """Mean gap between confidence and accuracy over the bins, weighted by films (Naeini et al., 2015)."""
+    curve = reliability_curve(probabilities, labels, bins)
+    filled = curve["films"] > 0
+    gaps = np.abs(curve["confidence"] - curve["accuracy"])[filled]
+    return float(np.average(gaps, weights=curve["films"][filled]))
+
+
+def decision_thresholds(probabilities, labels, label_names, largest_error=0.01, smallest=0.6):
+    """For each label, the smallest probability above which at most `largest_error` of decisions err.
+
+    Args:
+        probabilities: float (N, L), calibrated, of held-out films; labels: int (N,).
+        label_names: the L labels.
+        largest_error: allowed share of wrong ones among the films decided for a label.
+        smallest: no threshold is lower than this.
+
+    Returns:
+        dict label -> threshold in [smallest, 1], rounded to 3 decimals. Below it a film is `"unsure"`.
+    """
+    probabilities, labels = np.asarray(probabilities, dtype=float), np.asarray(labels)
+    chosen = probabilities.argmax(axis=1)
+    thresholds = {}
+    for index, name in enumerate(label_names):
+        mine = chosen == index
+        order = np.argsort(-probabilities[mine, index])
+        confidence = probabilities[mine, index][order]
+        wrong = np.cumsum(labels[mine][order] != index)
+        acceptable = np.flatnonzero(wrong <= largest_error * np.arange(1, len(wrong) + 1))
+        if len(acceptable) == len(confidence):
+            thresholds[name] = smallest
+        else:
+            refused = confidence[acceptable[-1] + 1] if len(acceptable) else confidence[0]
+            thresholds[name] = float(np.clip(np.ceil(refused * 1000 + 1e-9) / 1000, smallest, 1.0))
+    return thresholds

@@ -1,0 +1,242 @@
+"""The films of a run: read, checked, decoded once, and joined by those that are only trained on."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+DEFAULT_PHANTOMS = 400
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassifierTask:
+    """What a recipe fixes: which model answers which question.
+
+    Args:
+        name: of the recipe and of the exported model.
+        model: a name of `kxray.models`.
+        label_column: manifest column with the label; `label` is used where a source has only that.
+        labels: the classes, in the order of the spec.
+        image_size: (height, width) of the network's input.
+        phantom_kind: "thorax" or "fillet", what is generated without --data.
+    """
+
+    name: str
+    model: str
+    label_column: str
+    labels: tuple[str, ...]
+    image_size: tuple[int, int]
+    phantom_kind: str
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFilms:
+    """The films of a run.
+
+    Args:
+        table: one row a readable film; its index is the film's position in everything below. The column
+            `training_only` marks films that are never validated or tested on.
+        inputs: `kxray.data.pipeline.NetworkInputs` of all films.
+        labels: int (N,), positions in the task's labels.
+        features: float32 (N, F), what the no-anatomy baseline sees.
+        thumbnails: uint8 (N, 32, 32).
+        notes: what a reader of the report should know.
+    """
+
+    table: pd.DataFrame
+    inputs: object
+    labels: np.ndarray
+    features: np.ndarray
+    thumbnails: np.ndarray
+    notes: tuple[str, ...]
+
+    @property
+    def tested(self) -> pd.DataFrame:
+        return self.table[~self.table["training_only"]]
+
+    @property
+    def extra(self) -> np.ndarray:
+        """Positions of the films that are only trained on."""
+        return self.table.index[self.table["training_only"]].to_numpy()
+
+
+def read_labelled(source, task, skip_bad):
+    """Reads a source whose films all carry one of the task's labels.
+
+    Returns:
+        (table, problems of the rows that were skipped, notes)
+
+    Raises:
+        kxray.data.ManifestError: broken rows, all listed, unless `skip_bad`.
+        ValueError: a source without the label, or without any film of one of the labels.
+    """
+    from kxray import data
+
+    table = data.read_source(source, check=False)
+    notes = list(table.attrs.get("notes", []))
+    column = task.label_column
+    if column not in table.columns or (table[column] == "").all():
+        if "label" not in table.columns:
+            raise ValueError(
+                f"{source}: expected a column {column!r} or folders named {', '.join(task.labels)}, "
+                f"got columns {', '.join(map(str, table.columns))}"
+            )
+        table[column] = table["label"]
+    allowed = {"views" if column == "view" else "labels": task.labels}
+    problems = data.check_manifest(table, **allowed)
+    if len(problems) and not skip_bad:
+        raise data.ManifestError(problems, source)
+    table = data.drop_problems(table, problems)
+    missing = sorted(set(task.labels) - set(table[column]))
+    if missing:
+        raise ValueError(f"{source}: no film is labelled {' or '.join(missing)}; every class needs films")
+    return table, problems, notes
+
+
+def generate_phantoms(folder, task, count, seed, progress=None) -> pd.DataFrame:
+    """Writes phantom films below `folder`, or finishes writing them, and returns their table."""
+    from kxray import data
+    from kxray.data.phantom import write_phantoms
+
+    manifest = write_phantoms(folder, task.phantom_kind, count, seed, progress=progress)
+    return data.read_manifest(manifest)
+
+
+def load(recipe, task, spec, folder, progress) -> RunFilms:
+    """Gathers the films of a recipe, decodes each once, and lists what is wrong with them.
+
+    Raises:
+        kxray.data.ManifestError: broken rows or unreadable films, unless the recipe skips them.
+        ValueError: a source that does not answer the task's question.
+    """
+    from kxray import data
+    from kxray.data import audit, pipeline
+
+    folder = Path(folder)
+    table, problems, notes = _main_table(recipe, task, folder, progress)
+    extras = _training_only(recipe, task, folder, progress)
+    table = table.assign(training_only=False)
+    row_numbers = data.manifest.row_numbers(table)
+    table = pd.concat([table, *(extra.assign(training_only=True) for extra in extras)], ignore_index=True)
+
+    measured_path = folder / "work" / "measured.npz"
+    measured = _Measurements(len(table))
+    bar = progress.add_task("reading films", total=len(table), facts="")
+
+    def on_film(index, result):
+        measured.keep(index, result)
+        progress.update(bar, completed=index + 1)
+
+    measured_path.parent.mkdir(exist_ok=True)
+    inputs = pipeline.load_inputs(
+        table["path"],
+        spec,
+        cache=recipe.cache,
+        cache_dir=folder / "work" / "cache",
+        measure=_measure,
+        on_film=on_film,
+        workers=recipe.workers,
+        dicom_reader=recipe.dicom_reader,
+    )
+    progress.update(bar, completed=len(table))
+    if measured.count:
+        measured.save(measured_path)
+    else:
+        measured.read(measured_path)
+
+    unreadable = pd.DataFrame(
+        [
+            (
+                row_numbers[index] if index < len(row_numbers) else -1,
+                table["path"][index],
+                "path",
+                f"unreadable film: {error}",
+            )
+            for index, error in inputs.errors.items()
+        ],
+        columns=["row", "path", "column", "problem"],
+    )
+    if len(unreadable) and not recipe.skip_bad:
+        raise data.ManifestError(unreadable, recipe.data)
+    problems = pd.concat([problems, unreadable], ignore_index=True)
+    if len(problems):
+        data.write_skipped(problems, folder / "skipped.csv")
+        notes.append(f"{len(problems)} broken rows were left out; skipped.csv lists them")
+    table = table.drop(index=list(inputs.errors))
+    table, dropped = _without_copies(table, measured.thumbnails, audit)
+    if dropped:
+        notes.append(f"{dropped} extra training films resemble films of the data set and were left out")
+    labels = np.zeros(len(inputs), int)
+    labels[table.index] = [task.labels.index(label) for label in table[task.label_column]]
+    return RunFilms(table, inputs, labels, measured.features, measured.thumbnails, tuple(notes))
+
+
+def _main_table(recipe, task, folder, progress):
+    if recipe.data is not None:
+        return read_labelled(recipe.data, task, recipe.skip_bad)
+    count = DEFAULT_PHANTOMS if recipe.phantoms is None else recipe.phantoms
+    table = generate_phantoms(
+        folder / "phantoms", task, count, recipe.seed, _bar(progress, "phantom films", count)
+    )
+    return table, pd.DataFrame(), ["the films are generated phantoms: scores say nothing about real films"]
+
+
+def _training_only(recipe, task, folder, progress):
+    extras = []
+    if recipe.data is not None and recipe.phantoms:
+        bar = _bar(progress, "phantom films", recipe.phantoms)
+        extras.append(generate_phantoms(folder / "phantoms", task, recipe.phantoms, recipe.seed, bar))
+    if recipe.corrections is not None:
+        table, _, _ = read_labelled(recipe.corrections, task, skip_bad=False)
+        extras.append(table)
+    return extras
+
+
+def _bar(progress, name, total):
+    bar = progress.add_task(name, total=total, facts="")
+    return lambda done: progress.update(bar, completed=done)
+
+
+def _measure(pixels):
+    from kxray.data import audit
+
+    return audit.thumbnail(pixels), audit.no_anatomy_features(pixels)
+
+
+class _Measurements:
+    """What is measured on full films; kept on disk, because a disk cache spares reading them again."""
+
+    def __init__(self, count):
+        from kxray.data import audit
+
+        self.thumbnails = np.zeros((count, audit.THUMBNAIL_SIDE, audit.THUMBNAIL_SIDE), np.uint8)
+        self.features = np.zeros((count, len(audit.FEATURE_NAMES)), np.float32)
+        self.count = 0
+
+    def keep(self, index, result):
+        if result is not None:
+            self.thumbnails[index], self.features[index] = result
+        self.count += 1
+
+    def save(self, path):
+        from training import runs
+
+        with runs.replacing(path) as temporary:
+            np.savez(temporary, thumbnails=self.thumbnails, features=self.features)
+
+    def read(self, path):
+        with np.load(path) as kept:
+            self.thumbnails, self.features = kept["thumbnails"], kept["features"]
+
+
+def _without_copies(table, thumbnails, audit):
+    """Leaves out corrected films that show what a tested film shows: training on them would be a leak."""
+    if not table["training_only"].any():
+        return table, 0
+    positions = table.index.to_numpy()
+    pairs, _ = audit.near_duplicate_pairs(thumbnails[positions])
+    extra = table["training_only"].to_numpy()
+    crossing = pairs[extra[pairs].sum(axis=1) == 1] if len(pairs) else np.empty((0, 2), int)
+    copies = np.unique(crossing[extra[crossing]]) if len(crossing) else []
+    return table.drop(index=positions[copies]), len(copies)

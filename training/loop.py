@@ -1,0 +1,153 @@
+"""One training, from its first batch or from where it was killed, to its best weights."""
+
+import json
+import math
+import re
+import shutil
+import time
+from pathlib import Path
+
+import keras
+import pandas as pd
+
+from training import runs
+
+
+def train(folder, build, batches, validation, *, epochs, steps, log_dir=None, on_epoch=None, save_every=10.0):
+    """Trains a compiled model and keeps the weights of its lowest validation loss.
+
+    Everything is under `folder`, so that the same call after a kill goes on where the last checkpoint was
+    and ends with what an uninterrupted call would have given.
+
+    Args:
+        folder: this training's own folder.
+        build: function () -> compiled keras.Model with its initial weights.
+        batches: function (first_epoch) -> endless dataset from the start of that epoch.
+        validation: dataset.
+        epochs: number of epochs in all.
+        steps: batches an epoch.
+        log_dir: TensorBoard folder, or None.
+        on_epoch: called with (epochs done, logs) after every epoch and once at the start.
+        save_every: seconds between checkpoints; 0 saves after every epoch.
+
+    Returns:
+        (model with its best weights, history table with one row an epoch)
+
+    Raises:
+        ValueError: the loss is not a number; the message names the epoch and step.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    model = build()
+    model.optimizer.build(model.trainable_variables)
+    finished = folder / "history.csv"
+    if not finished.exists():
+        checkpoint = _Checkpoint(folder, save_every, epochs)
+        first_epoch = checkpoint.restore(model)
+        if on_epoch is not None:
+            on_epoch(first_epoch, {})
+        callbacks = [_StopAtNan(), checkpoint]
+        if log_dir is not None:
+            callbacks.append(keras.callbacks.TensorBoard(log_dir, write_graph=False))
+        if on_epoch is not None:
+            callbacks.append(
+                keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: on_epoch(epoch + 1, logs))
+            )
+        if first_epoch < epochs:
+            model.fit(
+                batches(first_epoch),
+                epochs=epochs,
+                initial_epoch=first_epoch,
+                steps_per_epoch=steps,
+                validation_data=validation,
+                callbacks=callbacks,
+                shuffle=False,
+                verbose=0,
+            )
+        # The history is written last: where it is, the best weights are too.
+        shutil.copyfile(checkpoint.latest() / "best.weights.h5", folder / "best.weights.h5")
+        runs.write_table(finished, pd.DataFrame(checkpoint.history))
+        checkpoint.clear()
+    elif on_epoch is not None:
+        on_epoch(epochs, {})
+    model.load_weights(folder / "best.weights.h5")
+    return model, pd.read_csv(finished)
+
+
+class _StopAtNan(keras.callbacks.Callback):
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch
+
+    def on_train_batch_end(self, batch, logs=None):
+        loss = (logs or {}).get("loss", 0.0)
+        if not math.isfinite(loss):
+            raise ValueError(
+                f"the training loss became {loss} in epoch {self.epoch + 1}, step {batch + 1}; "
+                "lower --learning-rate, or train without --mixed-precision"
+            )
+
+
+class _Checkpoint(keras.callbacks.Callback):
+    """Folders `state-<epochs done>`, each complete before it gets its name, the newest two kept."""
+
+    def __init__(self, folder, save_every, epochs):
+        super().__init__()
+        self.folder = folder
+        self.save_every = save_every
+        self.epochs = epochs
+        self.history = []
+        self.best = math.inf
+        self.best_weights = None
+        self.saved_at = time.monotonic()
+
+    def states(self):
+        found = [
+            (int(match[1]), path) for path in self.folder.iterdir() if (match := _STATE.match(path.name))
+        ]
+        return [path for _, path in sorted(found)]
+
+    def latest(self):
+        return self.states()[-1]
+
+    def restore(self, model):
+        for leftover in self.folder.glob(".state-*"):
+            shutil.rmtree(leftover)
+        if not self.states():
+            return 0
+        state = json.loads((self.latest() / "state.json").read_text())
+        model.load_weights(self.latest() / "best.weights.h5")
+        self.best_weights = model.get_weights()
+        model.load_weights(self.latest() / "latest.weights.h5")
+        self.history, self.best = state["history"], state["best"]
+        return len(self.history)
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.history.append({"epoch": epoch + 1, **{name: float(value) for name, value in logs.items()}})
+        if logs["val_loss"] < self.best or self.best_weights is None:
+            self.best = float(logs["val_loss"])
+            self.best_weights = self.model.get_weights()
+        if epoch + 1 == self.epochs or time.monotonic() - self.saved_at >= self.save_every:
+            self.save()
+
+    def save(self):
+        done = len(self.history)
+        unfinished = self.folder / f".state-{done}"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir()
+        self.model.save_weights(unfinished / "latest.weights.h5")
+        newest = self.model.get_weights()
+        self.model.set_weights(self.best_weights)
+        self.model.save_weights(unfinished / "best.weights.h5")
+        self.model.set_weights(newest)
+        (unfinished / "state.json").write_text(json.dumps({"best": self.best, "history": self.history}))
+        unfinished.rename(self.folder / f"state-{done}")
+        for old in self.states()[:-2]:
+            shutil.rmtree(old)
+        self.saved_at = time.monotonic()
+
+    def clear(self):
+        for state in self.states():
+            shutil.rmtree(state)
+
+
+_STATE = re.compile(r"state-(\d+)$")

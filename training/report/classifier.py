@@ -1,0 +1,94 @@
+"""The report of a classifier run: one HTML file that needs nothing beside it."""
+
+from pathlib import Path
+
+import numpy as np
+
+from training import runs, scoring
+from training.report import plots
+
+FILMS_SHOWN = 24
+
+
+def write_report(folder, spec, config, scores, predictions, history) -> Path:
+    """Writes RUN/report.html.
+
+    Args:
+        folder: run folder.
+        spec: ModelSpec of the kept model.
+        config: what config.json holds.
+        scores: what metrics.json holds.
+        predictions: prediction table of validation and test films.
+        history: history of the kept model, one row an epoch.
+    """
+    import jinja2
+
+    from kxray import metrics
+
+    test = predictions[predictions["part"] == "test"].reset_index(drop=True)
+    labels, logits, probabilities = scoring.columns_of(test, spec)
+    uncalibrated = scoring.probabilities_of(logits, 1.0)
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("training", "report"), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters["score"] = _score
+    page = environment.get_template("classifier.html.j2").render(
+        title=f"{config['recipe']}: {Path(folder).name}",
+        spec=spec,
+        config=config,
+        scores=scores,
+        verdict=_verdict(scores),
+        best_epoch=int(history["epoch"][history["val_loss"].idxmin()]),
+        curves=plots.training_curves(history),
+        confusion=plots.confusion_matrix(scores["confusion"], spec.labels),
+        reliability=plots.reliability_diagram(
+            metrics.reliability_curve(probabilities, labels), metrics.reliability_curve(uncalibrated, labels)
+        ),
+        wrong=_sheet(test[test["predicted"] != test["label"]], spec),
+        num_wrong=int((test["predicted"] != test["label"]).sum()),
+        uncertain=_sheet(test[test["predicted"] == test["label"]], spec),
+    )
+    path = Path(folder) / "report.html"
+    runs.write_text(path, page)
+    return path
+
+
+def _score(score):
+    return f"{score['value']:.3f} [{score['low']:.3f}, {score['high']:.3f}]"
+
+
+def _verdict(scores):
+    model, baseline = scores["balanced_accuracy"], scores["baseline"]["balanced_accuracy"]
+    if baseline["high"] >= model["low"]:
+        return (
+            f"shortcut likely: a classifier that sees no anatomy reaches {baseline['value']:.3f} of the "
+            f"model's {model['value']:.3f} balanced accuracy on the same films"
+        )
+    return (
+        f"a classifier that sees no anatomy reaches {baseline['value']:.3f}, the model {model['value']:.3f} "
+        "balanced accuracy on the same films: grey levels, border and sharpness do not explain the score"
+    )
+
+
+def _sheet(predictions, spec):
+    """The films of a prediction table with the least probability for their true label, as a picture."""
+    from kxray.io import FilmError, read_image
+
+    if not len(predictions):
+        return None
+    labels, _, probabilities = scoring.columns_of(predictions, spec)
+    of_truth = probabilities[np.arange(len(labels)), labels]
+    films, captions = [], []
+    for row in np.argsort(of_truth)[:FILMS_SHOWN]:
+        film = predictions.iloc[row]
+        try:
+            pixels = read_image(film["path"]).pixels
+        except FilmError:
+            continue
+        step = max(1, max(pixels.shape) // 256)
+        films.append(pixels[::step, ::step])
+        certain = probabilities[row].max()
+        captions.append(
+            f"{Path(film['path']).name[-24:]}\nis {film['label']}, says {film['predicted']} {certain:.2f}"
+        )
+    return plots.contact_sheet(films, captions) if films else None

@@ -1,0 +1,93 @@
+"""The run folder: what is in it, how it is opened, and how nothing in it is ever half-written."""
+
+import contextlib
+import json
+import os
+import platform
+import re
+import tempfile
+from pathlib import Path
+
+
+def default_folder(recipe_name, source_name, root="runs") -> Path:
+    """The next free `runs/00012-view_classifier-views`."""
+    root = Path(root)
+    taken = [re.match(r"(\d+)-", entry.name) for entry in root.iterdir()] if root.is_dir() else []
+    number = 1 + max((int(match[1]) for match in taken if match), default=-1)
+    return root / f"{number:05d}-{recipe_name}-{re.sub(r'[^A-Za-z0-9_.-]+', '_', source_name)}"
+
+
+def create(folder) -> Path:
+    """Makes a run folder, or says why not. An existing run is never written over."""
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} is not empty; continue that run with --resume, or choose another --out")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def read_config(folder) -> dict:
+    """The resolved options of a run that is to be resumed."""
+    path = Path(folder) / "config.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(
+            f"{folder}: nothing to resume, it has no config.json; start it without --resume"
+        ) from None
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON ({error})") from None
+
+
+def versions() -> dict:
+    """Everything a number in this run depends on beside its options."""
+    import keras
+    import numpy
+    import sklearn
+    import tensorflow
+
+    import kxray
+
+    return {
+        "kxray": kxray.__version__,
+        "python": platform.python_version(),
+        "tensorflow": tensorflow.__version__,
+        "keras": keras.__version__,
+        "keras_backend": keras.config.backend(),
+        "numpy": numpy.__version__,
+        "scikit-learn": sklearn.__version__,
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
+    }
+
+
+@contextlib.contextmanager
+def replacing(path):
+    """Gives a temporary name beside `path`, which takes its place if the block succeeds."""
+    path = Path(path)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    try:
+        yield Path(temporary)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+
+
+def write_text(path, text) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path, value) -> None:
+    write_text(path, json.dumps(value, indent=2, default=_plain) + "\n")
+
+
+def write_table(path, table) -> None:
+    with replacing(path) as temporary:
+        table.to_csv(temporary, index=False)
+
+
+def _plain(value):
+    return value.tolist() if hasattr(value, "tolist") else str(value)

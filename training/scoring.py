@@ -1,0 +1,103 @@
+"""From a trained model to probabilities, and from probabilities to scores."""
+
+import numpy as np
+import pandas as pd
+from scipy.special import expit, softmax
+
+BATCH = 128
+
+
+def logits_of(model, inputs, rows) -> np.ndarray:
+    """The pre-activation logits float32 (len(rows), units) of some films, without augmentation."""
+    import tensorflow as tf
+
+    from kxray.explain.graph import with_logits
+
+    run = with_logits(model)
+    signature = [tf.TensorSpec([None, *inputs.spec.image_size, 1], tf.float32)]
+    forward = tf.function(lambda pixels: run(pixels)[0], input_signature=signature)
+    batches = [forward(batch).numpy() for batch in inputs.batches(rows, BATCH)]
+    return np.concatenate(batches) if batches else np.zeros((0, model.outputs[0].shape[-1]), np.float32)
+
+
+def probabilities_of(logits, temperature) -> np.ndarray:
+    """Calibrated probabilities (N, L): of a one-unit model those of both labels, else the softmax."""
+    scaled = np.asarray(logits, dtype=float) / temperature
+    if scaled.shape[1] == 1:
+        positive = expit(scaled[:, 0])
+        return np.stack([1 - positive, positive], axis=1)
+    return softmax(scaled, axis=1)
+
+
+def prediction_table(table, rows, labels, logits, temperature, spec, **columns) -> pd.DataFrame:
+    """One row a film: who it is, its true label, its logits and its calibrated probabilities."""
+    probabilities = probabilities_of(logits, temperature)
+    chosen = table.loc[rows]
+    facts = {
+        "position": rows,
+        "path": chosen["path"].to_numpy(),
+        "patient_id": chosen["patient_id"].to_numpy(),
+        "label": [spec.labels[index] for index in labels[rows]],
+        **{f"logit_{unit}": logits[:, unit] for unit in range(logits.shape[1])},
+        **{f"probability_{name}": probabilities[:, index] for index, name in enumerate(spec.labels)},
+        "temperature": temperature,
+        "predicted": [spec.labels[index] for index in probabilities.argmax(axis=1)],
+        **columns,
+    }
+    return pd.DataFrame(facts)
+
+
+def columns_of(predictions, spec):
+    """Back from a prediction table to arrays: (labels int (N,), logits (N, units), probabilities (N, L))."""
+    labels = np.array([spec.labels.index(name) for name in predictions["label"]], dtype=int)
+    units = [name for name in predictions.columns if name.startswith("logit_")]
+    names = [f"probability_{name}" for name in spec.labels]
+    return labels, predictions[units].to_numpy(float), predictions[names].to_numpy(float)
+
+
+def scores_of(predictions, spec, seed) -> dict:
+    """Scores of a prediction table with 95% intervals, over all its films and fold by fold."""
+    from kxray import metrics
+
+    labels, logits, probabilities = columns_of(predictions, spec)
+    patients = predictions["patient_id"].where(predictions["patient_id"] != "", predictions["path"])
+    scores = metrics.classification_scores(labels, probabilities, patients, spec.labels, seed=seed)
+    scores["expected_calibration_error"] = {
+        "calibrated": metrics.expected_calibration_error(probabilities, labels),
+        "uncalibrated": metrics.expected_calibration_error(probabilities_of(logits, 1.0), labels),
+    }
+    scores["folds"] = [
+        {
+            "fold": int(fold),
+            "films": len(rows),
+            "balanced_accuracy": float(
+                metrics.balanced_accuracy(labels[rows], probabilities[rows].argmax(axis=1), spec.num_labels)
+            ),
+        }
+        for fold, rows in predictions.reset_index(drop=True).groupby("fold").indices.items()
+    ]
+    by_fold = [fold["balanced_accuracy"] for fold in scores["folds"]]
+    scores["balanced_accuracy"]["mean_over_folds"] = float(np.mean(by_fold))
+    scores["balanced_accuracy"]["sd_over_folds"] = (
+        float(np.std(by_fold, ddof=1)) if len(by_fold) > 1 else None
+    )
+    how = f"{len(by_fold)} patient-grouped folds" if len(by_fold) > 1 else "patient-grouped test split"
+    scores["conditions"] = f"{how}, {scores['films']} films, {scores['patients']} patients, seed {seed}"
+    return scores
+
+
+def baseline_scores(predictions, films, spec, seed) -> dict:
+    """The no-anatomy baseline on the very films and folds of a prediction table."""
+    from kxray import metrics
+    from kxray.data import no_anatomy_baseline
+
+    known = films.tested.index.to_numpy()
+    fold_of = pd.Series(-1, index=known)
+    fold_of[predictions["position"]] = predictions["fold"].to_numpy()
+    probabilities = no_anatomy_baseline(
+        films.features[known], films.labels[known], fold_of.to_numpy(), seed=seed
+    )
+    tested = pd.Series(np.arange(len(known)), index=known)[predictions["position"]].to_numpy()
+    labels, _, _ = columns_of(predictions, spec)
+    patients = predictions["patient_id"].where(predictions["patient_id"] != "", predictions["path"])
+    return metrics.classification_scores(labels, probabilities[tested], patients, spec.labels, seed=seed)
