@@ -1,0 +1,49 @@
+"""Tables of films, where they come from, how they are split, and what is wrong with them.
+
+Importing this package is light; names are fetched when first used (PEP 562).
+"""
+
+import importlib
+
+_PUBLIC = {
+    "ManifestError": "manifest",
+    "check_films": "manifest",
+    "check_manifest": "manifest",
+    "drop_problems": "manifest",
+    "finding_columns": "manifest",
+    "read_manifest": "manifest",
+    "write_manifest": "manifest",
+    "write_skipped": "manifest",
+    "read_source": "sources",
+    "Grouping": "splits",
+    "Split": "splits",
+    "SplitError": "splits",
+    "film_groups": "splits",
+    "given_split": "splits",
+    "load_split": "splits",
+    "patient_folds": "splits",
+    "patient_split": "splits",
+    "save_split": "splits",
+    "split_hash": "splits",
+    "exact_duplicate_groups": "audit",
+    "fingerprint": "audit",
+    "near_duplicate_groups": "audit",
+    "no_anatomy_baseline": "audit",
+    "no_anatomy_features": "audit",
+    "scan_films": "audit",
+}
+_MODULES = ("audit", "manifest", "phantom", "pipeline", "sources", "splits")
+
+__all__ = list(_PUBLIC) + list(_MODULES)
+
+
+def __getattr__(name):
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(f"kxray.data.{_PUBLIC[name]}"), name)
+    if name in _MODULES:
+        return importlib.import_module(f"kxray.data.{name}")
+    raise AttributeError(f"module 'kxray.data' has no attribute {name!r}; it has {', '.join(__all__)}")
+
+
+def __dir__():
+    return sorted(__all__)
