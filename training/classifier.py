@@ -17,6 +17,7 @@ from training.options import option
 
 VALIDATION_SHARE = 1 / 6
 TEST_SHARE = 0.2
+_PARTS = ("train", "val", "test")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -240,9 +241,7 @@ class _Job:
 
     def one_split(self):
         """One model: trained, validated and tested on patients of its own part each."""
-        from kxray.data.splits import PARTS
-
-        rows = {part: self.films.tested.index[self.split.parts == part].to_numpy() for part in PARTS}
+        rows = {part: self.films.tested.index[self.split.parts == part].to_numpy() for part in _PARTS}
         model, history = self.train("model", rows["train"], rows["val"], self.recipe.seed)
         return self.predictions(model, rows["val"], rows["test"], fold=0), model, history
 

@@ -7,15 +7,20 @@ from scipy.special import expit, softmax
 BATCH = 128
 
 
-def logits_of(model, inputs, rows) -> np.ndarray:
-    """The pre-activation logits float32 (len(rows), units) of some films, without augmentation."""
+def traced_logits(model, spec):
+    """A tf.function from float32 (N, h, w, 1) network inputs to pre-activation logits float32 (N, units)."""
     import tensorflow as tf
 
     from kxray.explain.graph import with_logits
 
     run = with_logits(model)
-    signature = [tf.TensorSpec([None, *inputs.spec.image_size, 1], tf.float32)]
-    forward = tf.function(lambda pixels: run(pixels)[0], input_signature=signature)
+    signature = [tf.TensorSpec([None, *spec.image_size, 1], tf.float32)]
+    return tf.function(lambda pixels: run(pixels)[0], input_signature=signature)
+
+
+def logits_of(model, inputs, rows) -> np.ndarray:
+    """The pre-activation logits float32 (len(rows), units) of some films, without augmentation."""
+    forward = traced_logits(model, inputs.spec)
     batches = [forward(batch).numpy() for batch in inputs.batches(rows, BATCH)]
     return np.concatenate(batches) if batches else np.zeros((0, model.outputs[0].shape[-1]), np.float32)
 

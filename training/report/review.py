@@ -1,0 +1,72 @@
+"""A page of the least certain films of a sorted archive, to be corrected in a browser."""
+
+import base64
+import io
+import json
+import os
+from pathlib import Path
+
+from training import runs
+
+SIDE = 220
+
+
+def write_review(out, count) -> Path:
+    """Writes OUT.review.html: the `count` least certain films, most uncertain first, each with its buttons.
+
+    The page needs nothing beside it. Its button saves corrected.csv (path, view) of the films whose view a
+    person changed or confirmed, for `training.sort --corrections` and `training.fit --corrections`.
+
+    Args:
+        out: CSV of training.sort.
+        count: films on the page.
+
+    Returns:
+        The page's path.
+    """
+    import jinja2
+
+    from training.sort import read_rows
+
+    out = Path(out)
+    rows = [row for row in read_rows(out) if row[2]]
+    rows = sorted(rows, key=lambda row: float(row[2]))[:count]
+    labels = json.loads(out.with_name(out.name + ".json").read_text(encoding="utf-8"))["labels"]
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("training", "report"), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    films = []
+    for path, view, probability, decision, _ in rows:
+        absolute = os.path.abspath(out.parent / path)
+        films.append(
+            {
+                "path": absolute,
+                "name": path,
+                "view": view,
+                "probability": float(probability),
+                "decision": decision,
+                "picture": _picture(absolute),
+            }
+        )
+    page = environment.get_template("review.html.j2").render(films=films, labels=labels, table=out.name)
+    path = out.with_name(f"{out.stem}.review.html")
+    runs.write_text(path, page)
+    return path
+
+
+def _picture(path):
+    """A film as a small inline JPEG, or nothing if it went away since."""
+    import numpy as np
+    from PIL import Image
+
+    from kxray.io import FilmError, read_image
+
+    try:
+        pixels = read_image(path).pixels
+    except FilmError:
+        return None
+    film = Image.fromarray(np.round(pixels * 255).astype(np.uint8))
+    film.thumbnail((SIDE, SIDE), Image.Resampling.BOX)
+    buffer = io.BytesIO()
+    film.save(buffer, "JPEG", quality=80)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

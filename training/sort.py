@@ -1,0 +1,301 @@
+"""Sorts an archive of films by view: `python -m training.sort --model MODEL --input DIR --out sorted.csv`."""
+
+import csv
+import io
+import json
+import os
+from pathlib import Path
+
+import click
+
+from training import runs, shell
+from training.shell import program
+
+COLUMNS = ("path", "view", "probability", "decision", "reason")
+BATCH = 64
+
+
+@click.command(context_settings={"max_content_width": 100})
+@click.option(
+    "--model", help="Run folder of training.fit, or a SavedModel such as saved_models/view_classifier/1."
+)
+@click.option("--input", "source", help="Folder of films, in any mix of formats, searched recursively.")
+@click.option("--out", default="sorted.csv", show_default=True, help="The table to write.")
+@click.option("--link-into", help="Also link every film into DIR/frontal, DIR/lateral, DIR/unsure.")
+@click.option(
+    "--review",
+    type=click.IntRange(0),
+    default=200,
+    show_default=True,
+    help="Films on the page of the least certain, OUT with the ending .review.html; 0 writes none.",
+)
+@click.option("--corrections", help="CSV of corrected films (path, view) to enter into OUT.")
+@click.option("--workers", type=click.IntRange(1), help="Decoding workers; one a core by default.")
+@click.option(
+    "--dicom-reader",
+    type=click.Choice(["auto", "pydicom", "tensorflow-io"]),
+    default="auto",
+    show_default=True,
+)
+@program
+def main(model, source, out, link_into, review, corrections, workers, dicom_reader):
+    """Label a few hundred films, train, and let the model sort the rest.
+
+    OUT gets one row a file: path (relative to OUT), view (the likelier one), probability, decision (the view,
+    or unsure below the model's threshold), reason (why a file could not be read; its other cells are empty).
+
+    \b
+    1. python -m training.sort --model saved_models/view_classifier/1 --input DIR --out sorted.csv
+       Run it again after an interruption, or when films were added: only missing films are read.
+    2. Open sorted.review.html, correct the least certain films, save corrected.csv from that page.
+    3. python -m training.sort --out sorted.csv --corrections corrected.csv
+    4. python -m training.fit view_classifier --data DIR --corrections corrected.csv
+    """
+    if source is None and corrections is None:
+        raise ValueError(
+            "nothing to do: give --model and --input to sort films, or --corrections to enter them"
+        )
+    out = Path(out)
+    if source is not None:
+        if model is None:
+            raise ValueError("--input needs --model, a run folder or a SavedModel")
+        if not Path(source).is_dir():
+            raise ValueError(f"{source}: no such folder of films")
+        shell.load_tensorflow()
+        leave_out = [] if link_into is None else [link_into]
+        sort(model, source, out, workers=workers, dicom_reader=dicom_reader, leave_out=leave_out)
+    if corrections is not None:
+        number = enter_corrections(out, corrections)
+        click.echo(f"{number} corrected films entered into {out}")
+        click.echo(
+            f"train on them: python -m training.fit view_classifier --data DIR --corrections {corrections}"
+        )
+    if link_into is not None:
+        links = link_films(out, link_into)
+        click.echo(f"{links} films linked into {link_into}")
+    if source is not None and review:
+        from training.report.review import write_review
+
+        click.echo(f"least certain films: {write_review(out, review)}")
+
+
+def sort(model, source, out, *, workers=None, dicom_reader="auto", leave_out=()) -> Path:
+    """Sorts every file below a folder that `out` does not list yet.
+
+    Rows are appended to `out` with the ending .part, batch by batch, and that file takes its final name when
+    all films are in it; so a killed run is continued with no row lost or doubled.
+
+    Args:
+        model: run folder, .keras file or SavedModel.
+        source: folder of films.
+        out: CSV to write.
+        workers, dicom_reader: as in `kxray.io.read_films`.
+        leave_out: folders below `source` that are not searched.
+
+    Returns:
+        `out`. Raises ValueError if `out` was begun with another model.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from training.predictor import Predictor
+
+    predictor = Predictor(model)
+    table = _Table(out, predictor)
+    paths = [path for path in find_files(source, leave_out) if path not in table]
+    console = Console(highlight=False)
+    columns = (TextColumn("sorting films"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with table, Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("", total=len(paths))
+        for rows in predict_rows(predictor, paths, workers=workers, dicom_reader=dicom_reader):
+            table.append(rows)
+            progress.update(bar, advance=len(rows))
+    counts = table.finish()
+    told = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
+    console.print(f"{out}: {sum(counts.values())} files: {told or 'none'}", soft_wrap=True)
+    return Path(out)
+
+
+def find_files(source, leave_out=()) -> list[str]:
+    """Every file below a folder, hidden ones left out, in an order that does not change."""
+    leave_out = {os.path.realpath(folder) for folder in leave_out}
+    found = []
+    for folder, subfolders, names in os.walk(source):
+        subfolders[:] = sorted(
+            name
+            for name in subfolders
+            if not name.startswith(".") and os.path.realpath(os.path.join(folder, name)) not in leave_out
+        )
+        found += [os.path.join(folder, name) for name in sorted(names) if not name.startswith(".")]
+    return found
+
+
+def predict_rows(predictor, paths, *, workers=None, dicom_reader="auto"):
+    """Streams films through a model: yields lists of rows (path, view, probability, decision, reason)."""
+    from kxray.data.pipeline import stream_inputs
+    from kxray.io import FilmError
+
+    rows, pixels = [], []
+
+    def predicted():
+        answers = iter(predictor(pixels)) if pixels else iter(())
+        return [row if row[-1] else _row(row[0], next(answers), predictor.spec) for row in rows]
+
+    stream = stream_inputs(paths, predictor.spec, workers=workers, dicom_reader=dicom_reader)
+    for index, result in stream:
+        if isinstance(result, FilmError):
+            rows.append((paths[index], "", "", "", str(result)))
+        else:
+            rows.append((paths[index], "", "", "", ""))
+            pixels.append(result)
+        if len(rows) == BATCH:
+            yield predicted()
+            rows, pixels = [], []
+    if rows:
+        yield predicted()
+
+
+def _row(path, probabilities, spec):
+    best = int(probabilities.argmax())
+    return path, spec.labels[best], f"{probabilities[best]:.6f}", spec.decide(probabilities.tolist()), ""
+
+
+class _Table:
+    """The growing CSV: which files it lists, and rows appended to it."""
+
+    def __init__(self, out, predictor):
+        self.out = Path(out)
+        self.part = self.out.with_name(self.out.name + ".part")
+        self.folder = os.path.abspath(self.out.parent)
+        self.out.parent.mkdir(parents=True, exist_ok=True)
+        begun = self.part if self.part.exists() else self.out
+        self.rows = read_rows(begun) if begun.exists() else []
+        self.known = {row[0] for row in self.rows}
+        beside = self.out.with_name(self.out.name + ".json")
+        facts = {
+            "model": str(predictor.path),
+            "sha256": predictor.digest,
+            "labels": list(predictor.spec.labels),
+        }
+        if self.rows and json.loads(beside.read_text(encoding="utf-8"))["sha256"] != predictor.digest:
+            raise ValueError(
+                f"{begun} was begun with another model; choose another --out, or delete it to start again"
+            )
+        runs.write_json(beside, facts)
+
+    def __contains__(self, path):
+        return self._relative(path) in self.known or os.path.abspath(path) in self.own_files()
+
+    def own_files(self):
+        stem = os.path.abspath(self.out)
+        return {stem, f"{stem}.part", f"{stem}.json", os.path.splitext(stem)[0] + ".review.html"}
+
+    def __enter__(self):
+        # Rewritten whole first: a row that was cut off in the middle by a kill goes.
+        write_rows(self.part, self.rows)
+        self.file = open(self.part, "a", encoding="utf-8", errors="surrogateescape", newline="")
+        return self
+
+    def __exit__(self, *failure):
+        self.file.close()
+
+    def append(self, rows):
+        rows = [(self._relative(row[0]), *row[1:]) for row in rows]
+        self.file.write(_csv(rows))
+        self.file.flush()
+        self.rows += rows
+
+    def finish(self):
+        os.replace(self.part, self.out)
+        counts = {}
+        for row in self.rows:
+            decision = row[3] or "unreadable"
+            counts[decision] = counts.get(decision, 0) + 1
+        return counts
+
+    def _relative(self, path):
+        return Path(os.path.relpath(path, self.folder)).as_posix()
+
+
+def _csv(rows) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
+
+
+def write_rows(path, rows) -> None:
+    with runs.replacing(path) as temporary:
+        temporary.write_text(_csv([COLUMNS, *rows]), encoding="utf-8", errors="surrogateescape", newline="")
+
+
+def read_rows(path) -> list[tuple[str, ...]]:
+    """The complete rows of a sorted table, be it finished or cut off in the middle of a row."""
+    text = Path(path).read_bytes().decode("utf-8", errors="surrogateescape")
+    rows = [tuple(row) for row in csv.reader(io.StringIO(text[: text.rfind("\n") + 1], newline=""))]
+    if not rows or rows[0] != COLUMNS:
+        raise ValueError(f"{path}: not a table of training.sort, its columns are not {', '.join(COLUMNS)}")
+    return [row for row in rows[1:] if len(row) == len(COLUMNS)]
+
+
+def enter_corrections(out, corrections) -> int:
+    """Writes the views that a person gave into the decision column of a sorted table.
+
+    Args:
+        out: CSV of `sort`.
+        corrections: CSV with the columns path (relative to itself, or absolute) and view.
+
+    Returns:
+        How many films were entered. Raises ValueError, listing them, for films that `out` does not have.
+    """
+    from kxray.data import read_manifest
+
+    out = Path(out)
+    corrected = read_manifest(corrections)
+    if "view" not in corrected.columns:
+        raise ValueError(
+            f"{corrections}: expected the columns path and view, got {', '.join(corrected.columns)}"
+        )
+    given = {os.path.realpath(path): view for path, view in corrected[["path", "view"]].values if view}
+    rows = []
+    for row in read_rows(out):
+        view = given.pop(os.path.realpath(out.parent / row[0]), None)
+        rows.append(row if view is None else (*row[:3], view, "corrected by a person"))
+    if given:
+        first = ", ".join(list(given)[:5])
+        raise ValueError(f"{corrections}: {len(given)} films are not in {out}, the first of them: {first}")
+    write_rows(out, rows)
+    return len(corrected)
+
+
+def link_films(out, folder) -> int:
+    """Links every film of a sorted table into a subfolder named by its decision; films keep their names.
+
+    Links to films that have been decided otherwise since are removed. Where two films have one name, the
+    later one's link gets a number.
+
+    Returns:
+        The number of films linked.
+    """
+    out, folder = Path(out), Path(folder)
+    wanted = {}
+    for path, _, _, decision, _ in read_rows(out):
+        if not decision:
+            continue
+        target = os.path.abspath(out.parent / path)
+        link, number = folder / decision / Path(path).name, 1
+        while link in wanted:
+            number += 1
+            link = link.with_name(f"{Path(path).stem}-{number}{Path(path).suffix}")
+        wanted[link] = target
+    for old in folder.glob("*/*"):
+        if old.is_symlink() and (old not in wanted or os.readlink(old) != wanted[old]):
+            old.unlink()
+    for link, target in wanted.items():
+        if not link.is_symlink():
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(target)
+    return len(wanted)
+
+
+if __name__ == "__main__":
+    main(prog_name="python -m training.sort")
