@@ -5,6 +5,8 @@ Importing the package is light: no TensorFlow and no Keras until a name that nee
 
 import importlib
 
+from kxray._registration import register_with_keras
+
 __version__ = "0.1.0"
 
 _PUBLIC = {
@@ -16,7 +18,7 @@ _PUBLIC = {
 }
 _ROOMS = ("data", "explain", "io", "layers", "metrics", "models", "spec")
 
-__all__ = ["__version__", *_PUBLIC, *_ROOMS]
+__all__ = ["__version__"] + list(_PUBLIC) + list(_ROOMS)
 
 
 def __getattr__(name):
@@ -29,3 +31,6 @@ def __getattr__(name):
 
 def __dir__():
     return sorted(__all__)
+
+
+register_with_keras()

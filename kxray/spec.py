@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import numbers
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -41,8 +42,13 @@ class ModelSpec:
     provenance: Mapping[str, object] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
+        if not _is_list(self.labels) or not all(isinstance(label, str) for label in self.labels):
+            raise ValueError(f"labels must be a list of names, got {self.labels!r}")
         object.__setattr__(self, "labels", tuple(self.labels))
-        object.__setattr__(self, "image_size", tuple(int(side) for side in self.image_size))
+        sides = tuple(self.image_size) if _is_list(self.image_size) else ()
+        if len(sides) != 2 or not all(isinstance(side, numbers.Integral) and side > 0 for side in sides):
+            raise ValueError(f"image_size must be (height, width) in pixels, got {self.image_size!r}")
+        object.__setattr__(self, "image_size", tuple(int(side) for side in sides))
         if self.task not in TASKS:
             raise ValueError(f"task must be one of {', '.join(TASKS)}, got {self.task!r}")
         if self.pixel_rule not in PIXEL_RULES:
@@ -51,15 +57,17 @@ class ModelSpec:
             raise ValueError(f"labels must be distinct and at least one, got {list(self.labels)}")
         if self.task == "binary" and len(self.labels) != 2:
             raise ValueError(f"a binary model has two labels, got {list(self.labels)}")
-        if len(self.image_size) != 2 or min(self.image_size) < 1:
-            raise ValueError(f"image_size must be (height, width) in pixels, got {self.image_size}")
-        if not (math.isfinite(self.temperature) and self.temperature > 0):
-            raise ValueError(f"temperature must be a positive number, got {self.temperature}")
+        if not (_is_number(self.temperature) and self.temperature > 0):
+            raise ValueError(f"temperature must be a positive number, got {self.temperature!r}")
+        if not isinstance(self.thresholds, Mapping):
+            raise ValueError(f"thresholds must map labels to probabilities, got {self.thresholds!r}")
         for label, threshold in self.thresholds.items():
             if label not in self.labels:
                 raise ValueError(f"threshold given for {label!r}, but the labels are {list(self.labels)}")
-            if not 0 <= threshold <= 1:
-                raise ValueError(f"threshold of {label!r} must be in [0, 1], got {threshold}")
+            if not (_is_number(threshold) and 0 <= threshold <= 1):
+                raise ValueError(f"threshold of {label!r} must be in [0, 1], got {threshold!r}")
+        if not isinstance(self.provenance, Mapping):
+            raise ValueError(f"provenance must be a mapping of facts, got {self.provenance!r}")
 
     @property
     def num_labels(self) -> int:
@@ -77,7 +85,9 @@ class ModelSpec:
             multi-label models the tuple of labels that reach theirs.
         """
         if len(probabilities) != self.num_labels:
-            raise ValueError(f"expected {self.num_labels} probabilities {list(self.labels)}, got {len(probabilities)}")
+            raise ValueError(
+                f"expected {self.num_labels} probabilities {list(self.labels)}, got {len(probabilities)}"
+            )
         if self.task == "multilabel":
             pairs = zip(self.labels, probabilities, strict=True)
             return tuple(label for label, probability in pairs if probability >= self.threshold(label))
@@ -87,14 +97,14 @@ class ModelSpec:
 
     def to_json(self) -> str:
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return json.dumps({"format": 1, **fields}, indent=2, default=_plain) + "\n"
+        return json.dumps(_plain({"format": 1, **fields}), indent=2, allow_nan=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> "ModelSpec":
         """Reads what `to_json` wrote. Raises ValueError, in one line, on anything else."""
         try:
             fields = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"a model spec must be JSON: {error}") from None
         if not isinstance(fields, dict) or fields.pop("format", None) != 1:
             raise ValueError('a model spec must be a JSON object with "format": 1')
@@ -115,9 +125,24 @@ class ModelSpec:
             raise ValueError(f"{path}: {error}") from None
 
 
+def _is_list(value) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, numbers.Real) and math.isfinite(value)
+
+
 def _plain(value):
+    """JSON values only. A number that is not one (the score of a label without films) becomes null."""
     if isinstance(value, Mapping):
-        return dict(value)
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner) for inner in value]
     if hasattr(value, "item"):
-        return value.item()
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
     raise TypeError(f"a spec holds JSON values only, got {type(value).__name__}")

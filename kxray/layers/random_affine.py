@@ -101,7 +101,5 @@ class RandomAffine(keras.layers.Layer):
         return input_shape
 
     def get_config(self):
-        fields = (
-            "rotation width_shift height_shift shear zoom horizontal_flip fill_value seed".split()
-        )
+        fields = "rotation width_shift height_shift shear zoom horizontal_flip fill_value seed".split()
         return {**super().get_config(), **{field: getattr(self, field) for field in fields}}

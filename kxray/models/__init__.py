@@ -1,6 +1,6 @@
 """One builder a file; the folder is the registry.
 
-    model = kxray.models.build("view_cnn")
+model = kxray.models.build("view_cnn")
 """
 
 import importlib
@@ -16,7 +16,7 @@ def names() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
 
 
-def build(name: str, **options):
+def build(name: str, /, **options):
     """Builds a model by name.
 
     Args:
