@@ -94,8 +94,11 @@ def fit_classifier(recipe, given, task) -> Path:
         folder = runs.create(recipe.out or runs.default_folder(task.name, source))
         runs.write_json(folder / "config.json", {"recipe": task.name, "options": options.as_json(recipe)})
     console.print(f"run folder {folder}", soft_wrap=True)
+    if (folder / "metrics.json").exists():
+        console.print("this run is complete")
+        _tell(console, folder, json.loads((folder / "metrics.json").read_text(encoding="utf-8")))
+        return folder
     shell.load_tensorflow()
-    started = time.monotonic()
     with Progress(
         TextColumn("{task.description:<24}"),
         BarColumn(),
@@ -106,20 +109,23 @@ def fit_classifier(recipe, given, task) -> Path:
         transient=False,
         disable=not console.is_terminal,
     ) as progress:
-        scores, exported = _Job(recipe, task, folder, progress).run()
-    score, baseline = scores["balanced_accuracy"], scores["baseline"]["balanced_accuracy"]
-    console.print(
-        f"balanced accuracy {_interval(score)}, {scores['conditions']}\n"
-        f"no-anatomy baseline (grey histogram, border, sharpness) {_interval(baseline)} on the same films\n"
-        f"SavedModel {exported}\n"
-        f"report {(folder / 'report.html').resolve()}  ({time.monotonic() - started:.0f} s in all)",
-        soft_wrap=True,
-    )
+        scores = _Job(recipe, task, folder, progress).run()
+    _tell(console, folder, scores)
     return folder
 
 
-def _interval(score):
-    return f"{score['value']:.3f} [{score['low']:.3f}, {score['high']:.3f}]"
+def _tell(console, folder, scores):
+    def interval(score):
+        return f"{score['value']:.3f} [{score['low']:.3f}, {score['high']:.3f}]"
+
+    baseline = scores["baseline"]["balanced_accuracy"]
+    console.print(
+        f"balanced accuracy {interval(scores['balanced_accuracy'])}, {scores['conditions']}\n"
+        f"no-anatomy baseline (grey histogram, border, sharpness) {interval(baseline)} on the same films\n"
+        f"SavedModel {scores['saved_model']}\n"
+        f"report {(folder / 'report.html').resolve()}",
+        soft_wrap=True,
+    )
 
 
 def _resumed(recipe, given):
@@ -410,10 +416,12 @@ class _Job:
         )
         runs.write_table(folder / "predictions.csv", test.drop(columns=["part"]))
         runs.write_table(folder / "history.csv", history)
-        runs.write_json(folder / "metrics.json", scores)
         runs.write_text(folder / "spec.json", spec.to_json())
         with runs.replacing(folder / "model.keras") as temporary:
             model.save(temporary)
         write_report(folder, spec, self.config, scores, predictions, history)
-        exported = export(folder, self.recipe.export or folder / "saved_models" / self.task.name)
-        return scores, exported
+        to = self.recipe.export or folder / "saved_models" / self.task.name
+        scores["saved_model"] = str(export(folder, to))
+        # Last: a run that has metrics.json is complete.
+        runs.write_json(folder / "metrics.json", scores)
+        return scores
