@@ -1,0 +1,345 @@
+"""Asks a served model about films, over TensorFlow Serving's gRPC API.
+
+    python -m serving.client predict film.dcm --model view_classifier [--explain out.png]
+
+    with Client("localhost:8500") as client:
+        prediction = client.predict("film.dcm")
+
+Any film that kxray.read_image reads is decoded here and sent as lossless 16-bit PNG. Importing this module
+imports neither TensorFlow nor Keras; the first call imports the stubs of tensorflow-serving-api, and
+TensorFlow with them.
+"""
+
+import dataclasses
+import os
+import random
+import time
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from kxray.io import Film, encode_png16, read_image
+from kxray.spec import ModelSpec
+
+DEFAULT_MODEL = "view_classifier"
+_MAX_MESSAGE_BYTES = 256 << 20
+_MAX_BATCH_FILMS, _MAX_BATCH_BYTES = 16, 64 << 20
+_FIRST_BACKOFF_SECONDS, _MAX_BACKOFF_SECONDS = 0.1, 2.0
+_PREDICTED = -1
+
+
+class ServingError(RuntimeError):
+    """A request that was not answered. `code` is the gRPC status name; empty when found before sending."""
+
+    def __init__(self, message: str, code: str = ""):
+        super().__init__(message)
+        self.code = code
+
+
+class InvalidFilm(ServingError):
+    """An array that is no film; found before anything was sent."""
+
+
+class InvalidRequest(ServingError):
+    """The server refused the request: a film, an input or a label that the model does not take."""
+
+
+class ModelNotFound(ServingError):
+    """The server has no such model, version or version label."""
+
+
+class SignatureNotFound(ServingError):
+    """The model has no such signature, for example an explanation method it was not exported with."""
+
+
+class ServerUnavailable(ServingError):
+    """Nobody answered at the address, after all retries."""
+
+
+class ServerBusy(ServingError):
+    """The server's queue is full, or a message is larger than it takes."""
+
+
+class DeadlineExceeded(ServingError):
+    """The answer did not come in time."""
+
+
+_ERRORS = {
+    "INVALID_ARGUMENT": InvalidRequest,
+    "NOT_FOUND": ModelNotFound,
+    "FAILED_PRECONDITION": SignatureNotFound,
+    "UNAVAILABLE": ServerUnavailable,
+    "RESOURCE_EXHAUSTED": ServerBusy,
+    "DEADLINE_EXCEEDED": DeadlineExceeded,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """One film's answer.
+
+    Attributes:
+        label: the most probable label.
+        decision: that label, or "unsure" where it stays under its threshold; for multi-label models the
+            labels that reach theirs, joined by "|".
+        probability: of `label`, in [0, 1].
+        threshold: of `label`, in [0, 1].
+        probabilities: probability by label, in the model's order.
+        model: the model's name.
+        model_version: the version that answered.
+    """
+
+    label: str
+    decision: str
+    probability: float
+    threshold: float
+    probabilities: Mapping[str, float]
+    model: str
+    model_version: int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Explanation:
+    """Why the model answered so.
+
+    Attributes:
+        heatmap: float32 (h, w), signed and raw: positive where the film speaks for `explained_label`.
+        explained_label: the label the map is about.
+        method: the explanation method asked for; empty for the model's own choice.
+        prediction: the answer that came with it.
+    """
+
+    heatmap: np.ndarray
+    explained_label: str
+    method: str
+    prediction: Prediction
+
+
+@dataclasses.dataclass(frozen=True)
+class VersionStatus:
+    """One version: `state` is START, LOADING, AVAILABLE, UNLOADING or END; `error` says why."""
+
+    version: int
+    state: str
+    error: str
+
+
+class Client:
+    """A connection to a model server.
+
+    Args:
+        address: host:port of its gRPC API.
+        model: the model's name.
+        version: ask this version instead of the newest.
+        version_label: ask the version with this label of the server's config; not together with `version`.
+        timeout: seconds an answer may take, retries included.
+
+    Every method raises a `ServingError`; `ServerUnavailable` after retries with growing pauses, the other
+    kinds at once. Films that cannot be read raise kxray.FilmError.
+    """
+
+    def __init__(
+        self, address="localhost:8500", model=DEFAULT_MODEL, version=None, version_label="", timeout=30.0
+    ):
+        if version is not None and version_label:
+            raise ValueError(f"give a version or a version label, got {version!r} and {version_label!r}")
+        if not timeout > 0:
+            raise ValueError(f"timeout must be a positive number of seconds, got {timeout!r}")
+        self.address, self.model, self.timeout = address, model, timeout
+        self._version, self._version_label = version, version_label
+        self._channel = None
+        self._specs = {}
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def close(self) -> None:
+        """Closes the connection; the next call opens a new one."""
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
+
+    def predict(self, film) -> Prediction:
+        """Classifies one film: a path, encoded bytes, a kxray.Film, or a float array (H, W) in [0, 1]."""
+        return self.predict_batch([film])[0]
+
+    def predict_batch(self, films: Sequence) -> list[Prediction]:
+        """Classifies films, in order; they travel in as few messages as their sizes allow."""
+        predictions, batch, size = [], [], 0
+        for film in films:
+            encoded = _encode(film)
+            if batch and (len(batch) == _MAX_BATCH_FILMS or size + len(encoded) > _MAX_BATCH_BYTES):
+                predictions += self._predict_encoded(batch)
+                batch, size = [], 0
+            batch, size = [*batch, encoded], size + len(encoded)
+        return predictions + (self._predict_encoded(batch) if batch else [])
+
+    def explain(self, film, label: str | None = None, method: str | None = None) -> Explanation:
+        """Explains one film.
+
+        Args:
+            film: as `predict`.
+            label: the label to explain; the predicted one by default.
+            method: one of the methods the model was exported with; its first one by default.
+        """
+        signature_name = f"explain_{method}" if method else "explain"
+
+        def ask():
+            wanted = _PREDICTED if label is None else self._label_index(label)
+            inputs = {"image_bytes": [encoded], "label": np.array([wanted], np.int32)}
+            version, outputs = self._run(signature_name, inputs)
+            explained_label = outputs["explained_label"][0].decode()
+            if label not in (None, explained_label):
+                raise ModelNotFound(f"version {version} has its labels in another order")
+            prediction = self._predictions(version, outputs)[0]
+            return Explanation(outputs["heatmap"][0], explained_label, method or "", prediction)
+
+        encoded = _encode(film)
+        return self._across_reload(ask)
+
+    def describe(self) -> ModelSpec:
+        """The spec of the version that answers, remembered by version."""
+        return self._describe(self._version)[1]
+
+    def status(self) -> list[VersionStatus]:
+        """The versions of the model on the server, newest first."""
+        from tensorflow_serving.apis import get_model_status_pb2, model_service_pb2_grpc
+
+        request = get_model_status_pb2.GetModelStatusRequest()
+        self._address_model(request.model_spec, self._version)
+        response = self._call(model_service_pb2_grpc.ModelServiceStub, "GetModelStatus", request)
+        state_name = get_model_status_pb2.ModelVersionStatus.State.Name
+        entries = [
+            VersionStatus(entry.version, state_name(entry.state), entry.status.error_message)
+            for entry in response.model_version_status
+        ]
+        return sorted(entries, key=lambda entry: -entry.version)
+
+    def _predict_encoded(self, batch):
+        return self._across_reload(
+            lambda: self._predictions(*self._run("serving_default", {"image_bytes": batch}))
+        )
+
+    def _across_reload(self, ask):
+        """Asks again where the version that answered was replaced before its spec could be read."""
+        # The spec is read first: a server that stops after its answer could not be asked for it any more.
+        if not self._specs:
+            self._describe(self._version)
+        try:
+            return ask()
+        except ModelNotFound:
+            if self._version is not None:
+                raise
+            self._specs.clear()
+            return ask()
+
+    def _predictions(self, version, outputs):
+        spec = self._specs.get(version) or self._describe(version)[1]
+        rows = zip(outputs["probabilities"], outputs["label"], outputs["decision"], strict=True)
+        return [
+            Prediction(
+                label=label.decode(),
+                decision=decision.decode(),
+                probability=float(row[spec.labels.index(label.decode())]),
+                threshold=spec.threshold(label.decode()),
+                probabilities=dict(zip(spec.labels, map(float, row), strict=True)),
+                model=self.model,
+                model_version=version,
+            )
+            for row, label, decision in rows
+        ]
+
+    def _label_index(self, label):
+        labels = self.describe().labels
+        if label not in labels:
+            raise InvalidRequest(f"unknown label {label!r}; the model has: {', '.join(labels)}")
+        return labels.index(label)
+
+    def _describe(self, version):
+        version, outputs = self._run("describe", {}, version, output_filter=["spec"])
+        if version not in self._specs:
+            self._specs[version] = ModelSpec.from_json(outputs["spec"][0].decode())
+        return version, self._specs[version]
+
+    def _run(self, signature_name, inputs, version=None, output_filter=()):
+        """Runs a signature. Returns (version that answered, array by output name)."""
+        import tensorflow as tf
+        from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
+
+        request = predict_pb2.PredictRequest(output_filter=output_filter)
+        self._address_model(request.model_spec, version if version is not None else self._version)
+        request.model_spec.signature_name = signature_name
+        for key, value in inputs.items():
+            request.inputs[key].CopyFrom(tf.make_tensor_proto(value))
+        response = self._call(prediction_service_pb2_grpc.PredictionServiceStub, "Predict", request)
+        outputs = {key: tf.make_ndarray(value) for key, value in response.outputs.items()}
+        return response.model_spec.version.value, outputs
+
+    def _address_model(self, model_spec, version):
+        model_spec.name = self.model
+        if version is not None:
+            model_spec.version.value = version
+        elif self._version_label:
+            model_spec.version_label = self._version_label
+
+    def _call(self, stub, method, request):
+        import grpc
+
+        if self._channel is None:
+            self._channel = grpc.insecure_channel(self.address, _channel_options())
+        call = getattr(stub(self._channel), method)
+        until, pause = time.monotonic() + self.timeout, _FIRST_BACKOFF_SECONDS
+        while True:
+            try:
+                return call(request, timeout=max(0.0, until - time.monotonic()))
+            except grpc.RpcError as error:
+                failure = _error(error.code().name, error.details() or "", self.address, self.timeout)
+                if not isinstance(failure, ServerUnavailable) or time.monotonic() + pause >= until:
+                    raise failure from error
+            time.sleep(pause * random.uniform(0.75, 1.25))
+            pause = min(2 * pause, _MAX_BACKOFF_SECONDS)
+
+
+def _channel_options():
+    return [
+        ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
+        ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.min_reconnect_backoff_ms", 100),
+        ("grpc.max_reconnect_backoff_ms", int(1000 * _MAX_BACKOFF_SECONDS)),
+        # Films are patient data: they go straight to the server, never through a proxy of the environment.
+        ("grpc.enable_http_proxy", 0),
+    ]
+
+
+def _error(code, details, address, timeout):
+    details = " ".join(details.split())
+    if code == "UNAVAILABLE":
+        return ServerUnavailable(f"no answer from {address} within {timeout:g} s of trying: {details}", code)
+    if code == "DEADLINE_EXCEEDED":
+        return DeadlineExceeded(f"no answer from {address} within {timeout:g} s", code)
+    if code == "FAILED_PRECONDITION" and "signature" not in details:
+        return ServingError(details, code)
+    return _ERRORS.get(code, ServingError)(details or code, code)
+
+
+def _encode(film) -> bytes:
+    if isinstance(film, np.ndarray):
+        try:
+            return encode_png16(film)
+        except ValueError as error:
+            raise InvalidFilm(f"{error}; read films with kxray.read_image()") from None
+    if not isinstance(film, (str, bytes, os.PathLike, Film)):
+        raise InvalidFilm(
+            f"expected a path, bytes, a Film or a float array (H, W), got {type(film).__name__}"
+        )
+    return encode_png16((film if isinstance(film, Film) else read_image(film)).pixels)
+
+
+if __name__ == "__main__":
+    from serving.client_program import main
+
+    main()

@@ -1,0 +1,160 @@
+"""The shell side of serving.client: `predict`, `describe`, `status`."""
+
+import contextlib
+import dataclasses
+import functools
+import json
+import os
+import sys
+
+import click
+
+from kxray.io import read_image
+from kxray.io.overlay import overlay
+from serving.client import DEFAULT_MODEL, Client, ServingError
+
+
+def asking(command):
+    """The options that say whom to ask, and one-line errors."""
+
+    @click.option("--model", default=DEFAULT_MODEL, show_default=True, help="Name of the served model.")
+    @click.option(
+        "--address", default="localhost:8500", show_default=True, help="host:port of the server's gRPC API."
+    )
+    @click.option("--version", type=click.IntRange(0), help="Ask this version instead of the newest.")
+    @click.option(
+        "--version-label", default="", help="Ask the version with this label of the server's config."
+    )
+    @click.option("--timeout", default=30.0, show_default=True, help="Seconds an answer may take.")
+    @click.option("--json", "as_json", is_flag=True, help="Print JSON, one object a line.")
+    @functools.wraps(command)
+    def asked(model, address, version, version_label, timeout, as_json, **options):
+        try:
+            _import_quietly()
+            with Client(address, model, version, version_label, timeout) as client:
+                command(client, as_json, **options)
+        except (ServingError, ValueError, OSError) as error:
+            _fail(error)
+            sys.exit(2)
+
+    return asked
+
+
+@click.group()
+def main():
+    """Asks a served model about films."""
+
+
+@main.command()
+@click.argument("films", nargs=-1, required=True, type=click.Path())
+@click.option(
+    "--explain", "picture", type=click.Path(), help="Save the explanation over the film as this PNG."
+)
+@click.option("--method", help="Explanation method; the model's first one by default.")
+@click.option("--label", help="Label to explain; the predicted one by default.")
+@asking
+def predict(client, as_json, films, picture, method, label):
+    """Classifies FILMS: PNG, JPEG, TIFF or DICOM."""
+    if picture and len(films) > 1:
+        raise ValueError(f"--explain takes one film, got {len(films)}")
+    if (method or label) and not picture:
+        raise ValueError("--method and --label belong to --explain OUT.png")
+    failed = False
+    for path in films:
+        try:
+            film = read_image(path)
+        except ValueError as error:  # the other films may be readable
+            _fail(error)
+            failed = True
+            continue
+        if picture:
+            explanation = client.explain(film, label, method)
+            _save(film, explanation, picture)
+            prediction = explanation.prediction
+        else:
+            prediction = client.predict(film)
+        _print(path, prediction, as_json)
+    if failed:
+        sys.exit(2)
+
+
+@main.command()
+@asking
+def describe(client, as_json):
+    """Prints the model's spec: labels, thresholds, input, provenance."""
+    text = client.describe().to_json()
+    click.echo(json.dumps(json.loads(text)) if as_json else text, nl=as_json)
+
+
+@main.command()
+@asking
+def status(client, as_json):
+    """Prints the versions of the model on the server."""
+    for entry in client.status():
+        if as_json:
+            click.echo(json.dumps(dataclasses.asdict(entry)))
+        else:
+            click.echo(
+                f"{client.model} version {entry.version}: {entry.state}"
+                + (entry.error and f" ({entry.error})")
+            )
+
+
+def _print(path, prediction, as_json):
+    if as_json:
+        click.echo(json.dumps({"path": path, **dataclasses.asdict(prediction)}))
+        return
+    click.echo(
+        f"{path}: {prediction.decision}  {prediction.label} {prediction.probability:.4f} "
+        f"(threshold {prediction.threshold:.2f})  {prediction.model} version {prediction.model_version}"
+    )
+
+
+def _save(film, explanation, picture):
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    facts = PngInfo()
+    peak = abs(explanation.heatmap).max()
+    facts.add_text(
+        "Description", f"for (red) and against (blue) {explanation.explained_label}; peak {peak:.6g}"
+    )
+    facts.add_text(
+        "Software", f"{explanation.prediction.model} version {explanation.prediction.model_version}"
+    )
+    Image.fromarray(overlay(film.pixels, explanation.heatmap)).save(picture, "PNG", pnginfo=facts)
+
+
+def _fail(error):
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        error = f"{error.filename}: {error.strerror}"
+    click.echo(f"error: {' '.join(str(error).split())}", err=True)
+
+
+@contextlib.contextmanager
+def _silent_stderr():
+    """Sends the process's standard error nowhere, native libraries' included."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def _import_quietly():
+    # TensorFlow's start-up messages are written before it reads any setting; an error here stays one line.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    # It answers with films, not with a model: no graphics memory is taken for that.
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    with _silent_stderr():
+        try:
+            import tensorflow_serving.apis.predict_pb2  # noqa: F401
+        except ImportError as error:
+            missing = str(error)
+        else:
+            return
+    raise ValueError(f"{missing}; pip install tensorflow-serving-api")

@@ -1,0 +1,200 @@
+"""Writes a trained model as the next version of a SavedModel that TensorFlow Serving can load.
+
+python -m serving.export RUN --to saved_models/NAME [--explain grad_cam]
+"""
+
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import click
+
+# Largest difference between a served probability and the Keras model's, by the coarsest type that its layers
+# compute in: graph optimisation joins operations, which rounds half-precision numbers at other places.
+TOLERANCE = {"float32": 1e-5, "float16": 1e-3, "bfloat16": 1e-2}
+
+
+def export(run, to, explain=("grad_cam",)) -> Path:
+    """Exports a trained run.
+
+    Args:
+        run: a run folder (model.keras and spec.json), or a .keras file with spec.json beside it.
+        to: the model's folder, for example saved_models/view_classifier; the next version number is written
+            into it, atomically: a server that watches the folder sees all of the version or nothing.
+        explain: explanation methods to export; the first one also answers as `explain`.
+
+    Returns:
+        The version's folder.
+
+    Raises:
+        FileNotFoundError, ValueError: the run cannot be read or its model cannot be served.
+    """
+    import kxray
+
+    model, spec = kxray.load(run)
+    return export_model(model, spec, to, explain)
+
+
+def export_model(model, spec, to, explain=("grad_cam",)) -> Path:
+    """Exports a model in memory; see `export`.
+
+    Args:
+        model: functional keras.Model from (N, height, width, 1) to the units of `spec.task`.
+        spec: kxray.ModelSpec.
+        to: the model's folder.
+        explain: explanation methods.
+
+    Returns:
+        The version's folder. Its `assets.extra` holds spec.json and the warm-up requests.
+
+    Raises:
+        ValueError: the model does not fit the spec, or the written SavedModel does not repeat its numbers to
+            1e-5 (see TOLERANCE for mixed precision); nothing is left behind then.
+    """
+    explain = tuple(dict.fromkeys(explain))
+    _check_fit(model, spec, explain)
+    to = Path(to)
+    to.mkdir(parents=True, exist_ok=True)
+    # A name that is not a number is no version to TensorFlow Serving's watcher.
+    unfinished = Path(tempfile.mkdtemp(prefix=".export-", dir=to))
+    try:
+        _write(model, spec, explain, unfinished, to.name)
+        _verify(model, spec, unfinished)
+        unfinished.chmod(0o755)
+        return _publish(unfinished, to)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+
+
+def versions(folder) -> list[int]:
+    """The version numbers in a model's folder, ascending."""
+    folder = Path(folder)
+    names = (child.name for child in folder.iterdir() if child.is_dir()) if folder.is_dir() else ()
+    return sorted(int(name) for name in names if name.isascii() and name.isdigit())
+
+
+def _check_fit(model, spec, explain):
+    from kxray.explain import METHODS
+    from kxray.explain.graph import require_functional
+
+    require_functional(model)
+    expected_input = (None, *spec.image_size, 1)
+    expected_units = 1 if spec.task == "binary" else spec.num_labels
+    got_input, got_units = tuple(model.inputs[0].shape), model.outputs[0].shape[-1]
+    if got_input != expected_input:
+        raise ValueError(f"the spec says input {expected_input}, model {model.name!r} takes {got_input}")
+    if got_units != expected_units:
+        raise ValueError(
+            f"a {spec.task} model of {spec.num_labels} labels has {expected_units} output units, "
+            f"model {model.name!r} has {got_units}"
+        )
+    for method in explain or ("",):
+        if method not in METHODS:
+            raise ValueError(
+                f"unknown explanation method {method!r}; the known ones are: {', '.join(METHODS)}"
+            )
+
+
+def _write(model, spec, explain, folder, name):
+    import keras
+
+    from serving import graph, warmup
+
+    signatures = graph.endpoints(model, spec, explain)
+    archive = keras.export.ExportArchive()
+    # Not archive.track(model): variables that endpoints use are found anyway; tracking stores them twice.
+    for signature_name, (function, input_signature) in signatures.items():
+        archive.add_endpoint(signature_name, function, input_signature)
+    archive.write_out(str(folder), verbose=False)
+    extra = folder / "assets.extra"
+    extra.mkdir()
+    (extra / "spec.json").write_text(spec.to_json(), encoding="utf-8")
+    warmup.write(extra / warmup.FILE_NAME, name, signatures)
+
+
+def _verify(model, spec, folder):
+    """Reloads the SavedModel, replays its warm-up and compares its numbers with the Keras model's."""
+    import numpy as np
+    import tensorflow as tf
+
+    from kxray.explain.graph import with_logits
+    from kxray.layers.film_input import film_input
+    from serving import warmup
+
+    pixels = warmup.example_pixels(150, 130)[None, ..., None]
+    png = tf.io.encode_png(tf.constant((pixels[0] * 65535).round().astype("uint16")))
+    images = film_input(spec)(pixels)
+    logits, last = with_logits(model, model.outputs[0])(images)
+    activate = tf.nn.softmax if spec.task == "multiclass" else tf.sigmoid
+    computed_in = {layer.compute_dtype for layer in model.layers}
+    tolerance = max(TOLERANCE.get(dtype, TOLERANCE["float32"]) for dtype in computed_in)
+    if _far(activate(logits), last, tolerance) and _far(logits, last, tolerance):
+        raise ValueError(
+            f"model {model.name!r} ends neither in logits nor in the {activate.__name__} of {spec.task}"
+        )
+    expected = activate(logits / spec.temperature).numpy()
+    if spec.task == "binary":
+        expected = np.concatenate([1 - expected, expected], axis=-1)
+    loaded = tf.saved_model.load(str(folder))
+    answers = {
+        "predict_pixels": loaded.signatures["predict_pixels"](pixels=tf.constant(pixels)),
+        "serving_default": loaded.signatures["serving_default"](image_bytes=png[None]),
+    }
+    for signature_name, outputs in answers.items():
+        if _far(outputs["probabilities"], expected, tolerance):
+            difference = np.abs(outputs["probabilities"] - expected).max()
+            raise ValueError(
+                f"the exported {signature_name} differs from the Keras model by {difference:.1e}, more than "
+                f"{tolerance:.0e}; nothing was written"
+            )
+    for request in warmup.read(folder / "assets.extra" / warmup.FILE_NAME):
+        inputs = {key: tf.constant(tf.make_ndarray(value)) for key, value in request.inputs.items()}
+        loaded.signatures[request.model_spec.signature_name](**inputs)
+
+
+def _far(got, expected, tolerance) -> bool:
+    import numpy as np
+
+    return not np.allclose(np.asarray(got), np.asarray(expected), rtol=0, atol=tolerance)
+
+
+def _publish(unfinished: Path, to: Path) -> Path:
+    # Renaming onto a folder that holds files fails: of two exports with one number the later moves on.
+    version = max(versions(to), default=0) + 1
+    while True:
+        try:
+            return Path(os.rename(unfinished, to / str(version)) or to / str(version))
+        except OSError:
+            if not (to / str(version)).exists():
+                raise
+            version += 1
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option(
+    "--to", required=True, type=click.Path(path_type=Path), help="Model folder, e.g. saved_models/NAME."
+)
+@click.option(
+    "--explain",
+    multiple=True,
+    default=("grad_cam",),
+    show_default=True,
+    help="Explanation method; may be given several times, the first one answers as `explain`.",
+)
+def main(run, to, explain):
+    """Writes RUN (a run folder, or a .keras file with spec.json beside it) as the next version under --to."""
+    # TensorFlow reads this once, at import.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    try:
+        click.echo(export(run, to, explain))
+    except (ValueError, OSError) as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,246 @@
+"""The graph of a served model: encoded films in, probabilities and maps out. Plain TensorFlow ops only."""
+
+import tensorflow as tf
+
+from kxray.explain import explainer
+from kxray.explain.graph import with_logits
+from kxray.io.film import MAX_PIXELS, MAX_SIDE
+from kxray.layers.film_input import film_input
+from kxray.spec import UNSURE
+
+MIN_SIDE = 16
+PREDICTED = -1
+_PNG_SIGNATURE = [0x89, 0x50, 0x4E, 0x47, 0x0D, 0x0A, 0x1A, 0x0A]
+_IHDR = [0x49, 0x48, 0x44, 0x52]
+_HEADER_BYTES = 26
+_PALETTE = 3
+
+
+def endpoints(model, spec, methods):
+    """Builds the serving signatures of a classifier.
+
+    Every signature refuses bad input with INVALID_ARGUMENT and one sentence. Outputs are named tensors, batch
+    first: `probabilities` float32 (N, L) in the order of `spec.labels`, calibrated by `spec.temperature`;
+    `label` string (N,), the most probable label; `decision` string (N,), that label or `"unsure"` where it
+    stays under its threshold (for multi-label models the labels that reach theirs, joined by `|`).
+
+    Args:
+        model: functional keras.Model from (N, h, w, 1) to one sigmoid unit (task binary) or L units.
+        spec: its kxray.ModelSpec.
+        methods: names of CAM or pixel explanation methods; the first one also answers as `explain`.
+
+    Returns:
+        dict from signature name to (function, its input signature):
+        `serving_default` (`image_bytes` string (N,): 8 or 16-bit grey PNG, or JPEG);
+        `predict_pixels` (`pixels` float32 (N, H, W, 1) in [0, 1], any H and W);
+        `explain` and `explain_<method>` (`image_bytes`, and `label` int32 (N,): an index into `spec.labels`,
+        or -1 for the predicted one), which add `heatmap` float32 (N, h, w), signed and raw, positive where
+        the film speaks for that label, and `explained_label` string (N,);
+        `describe` (no input): `spec` string (1,), its JSON, and `labels` string (1, L).
+    """
+    prepare = film_input(spec)
+    height, width = spec.image_size
+    run = with_logits(model, model.outputs[0])
+    labels = tf.constant(spec.labels)
+    films = tf.TensorSpec([None], tf.string, name="image_bytes")
+    pixel_batch = tf.TensorSpec([None, None, None, 1], tf.float32, name="pixels")
+    label_batch = tf.TensorSpec([None], tf.int32, name="label")
+
+    # Shared by the signatures as one function each, so that the saved graph holds it once.
+    @tf.function(input_signature=[films], autograph=False)
+    def network_input(image_bytes):
+        count = tf.shape(image_bytes)[0]
+        with tf.control_dependencies([_require(count > 0, "the batch is empty: send at least one film")]):
+            numbered = (tf.range(count), tf.identity(image_bytes))
+        return tf.map_fn(
+            lambda film: prepare(_decode_film(film[1], film[0])[None])[0],
+            numbered,
+            fn_output_signature=tf.TensorSpec((height, width, 1), tf.float32),
+            parallel_iterations=4,
+        )
+
+    def answer(images):
+        probabilities = _probabilities(run(images)[0], spec)
+        top = tf.argmax(probabilities, axis=-1, output_type=tf.int32)
+        return top, {
+            "probabilities": probabilities,
+            "label": tf.gather(labels, top),
+            "decision": _decision(probabilities, top, labels, spec),
+        }
+
+    def serving_default(image_bytes):
+        return answer(network_input(image_bytes))[1]
+
+    def predict_pixels(pixels):
+        with tf.control_dependencies(_pixel_checks(pixels)):
+            pixels = tf.identity(pixels)
+        return answer(prepare(pixels))[1]
+
+    def explain_by(method):
+        maps_of = explainer(model, method)
+
+        @tf.function(input_signature=[films, label_batch], autograph=False)
+        def explain(image_bytes, label):
+            with tf.control_dependencies(_label_checks(image_bytes, label, spec)):
+                images = network_input(tf.identity(image_bytes))
+            top, outputs = answer(images)
+            chosen = tf.where(label == PREDICTED, top, label)
+            if spec.task == "binary":
+                # The one unit speaks for labels[1]; a map that is linear in the score speaks for labels[0]
+                # with its sign turned.
+                sign = tf.cast(tf.where(chosen == 1, 1, -1), tf.float32)[:, None, None]
+                maps = sign * tf.reduce_sum(maps_of(images, tf.zeros_like(chosen)), axis=-1)
+            else:
+                maps = tf.reduce_sum(maps_of(images, chosen), axis=-1)
+            return {**outputs, "heatmap": maps, "explained_label": tf.gather(labels, chosen)}
+
+        return explain
+
+    def describe():
+        return {"spec": tf.constant([spec.to_json()]), "labels": tf.identity(labels)[None]}
+
+    signatures = {
+        "serving_default": (serving_default, [films]),
+        "predict_pixels": (predict_pixels, [pixel_batch]),
+    }
+    explanations = {method: explain_by(method) for method in methods}
+    named = {f"explain_{method}": explanation for method, explanation in explanations.items()}
+    for name, explanation in {"explain": explanations[methods[0]], **named}.items():
+        signatures[name] = (_endpoint(explanation), [films, label_batch])
+    return signatures | {"describe": (describe, [])}
+
+
+def _endpoint(explanation):
+    # An archive wants a function of its own for every signature; the traced one inside is shared.
+    def explain(image_bytes, label):
+        return explanation(image_bytes, label)
+
+    return explain
+
+
+def _require(condition, message):
+    return tf.debugging.Assert(condition, [message])
+
+
+def _about(number, *words):
+    parts = [word if isinstance(word, str) else tf.strings.as_string(word) for word in words]
+    return tf.strings.join(["film ", tf.strings.as_string(number), " of the batch ", *parts])
+
+
+def _decode_film(data, number):
+    """Decodes one film of a batch: string scalar -> float32 (H, W, 1) in [0, 1].
+
+    The header is read first: a small file can claim a picture of gigabytes.
+    """
+    start = tf.strings.join([tf.strings.substr(data, 0, _HEADER_BYTES), b"\0" * _HEADER_BYTES])
+    header = tf.cast(tf.io.decode_raw(tf.strings.substr(start, 0, _HEADER_BYTES), tf.uint8), tf.int64)
+    header = tf.ensure_shape(header, [_HEADER_BYTES])
+    is_png = tf.reduce_all(header[:8] == _PNG_SIGNATURE) & tf.reduce_all(header[12:16] == _IHDR)
+    is_jpeg = tf.reduce_all(header[:3] == [0xFF, 0xD8, 0xFF])
+    known = _require(is_png | is_jpeg, _about(number, "is neither a PNG nor a JPEG file"))
+
+    def png():
+        place_values = tf.constant([1 << 24, 1 << 16, 1 << 8, 1], tf.int64)
+        width = tf.reduce_sum(header[16:20] * place_values)
+        height = tf.reduce_sum(header[20:24] * place_values)
+        depth, colour_type = header[24], header[25]
+        checks = [
+            *_size_checks(height, width, number),
+            _require(
+                colour_type != _PALETTE,
+                _about(number, "is a palette PNG: its values are colour numbers, not grey levels"),
+            ),
+            _require(
+                (depth == 8) | (depth == 16),
+                _about(number, "has ", depth, " bits a pixel; expected 8 or 16"),
+            ),
+        ]
+        with tf.control_dependencies(checks):
+            # 8-bit values v become v * 257, so that one division serves both depths exactly.
+            return _grey(tf.io.decode_png(tf.identity(data), dtype=tf.uint16), 65535.0, number)
+
+    def jpeg():
+        shape = tf.cast(tf.image.extract_jpeg_shape(data), tf.int64)
+        checks = [
+            *_size_checks(shape[0], shape[1], number),
+            _require(
+                (shape[2] == 1) | (shape[2] == 3),
+                _about(number, "is a JPEG of ", shape[2], " components; expected a grey film"),
+            ),
+        ]
+        with tf.control_dependencies(checks):
+            decoded = tf.io.decode_jpeg(tf.identity(data), dct_method="INTEGER_ACCURATE")
+        return _grey(decoded, 255.0, number)
+
+    with tf.control_dependencies([known]):
+        return tf.cond(tf.identity(is_png), png, jpeg)
+
+
+def _size_checks(height, width, number):
+    size = (width, " x ", height, " pixels")
+    smallest, largest = tf.minimum(height, width), tf.maximum(height, width)
+    limits = f"; expected sides of {MIN_SIDE} to {MAX_SIDE} and at most {MAX_PIXELS // 10**6} megapixels"
+    fits = (smallest >= MIN_SIDE) & (largest <= MAX_SIDE)
+    # Sides are compared first; their product could overflow only beyond MAX_SIDE.
+    return [_require(fits & (height * width <= MAX_PIXELS), _about(number, "has ", *size, limits))]
+
+
+def _grey(decoded, white, number):
+    """The one channel of a decoded film (H, W, C); grey stored as RGB or with an opaque alpha is grey."""
+    channels = tf.shape(decoded)[-1]
+    values = tf.cast(decoded, tf.int32)
+    colours = values[:, :, : channels - tf.cast(channels % 2 == 0, tf.int32)]
+    opaque = (channels % 2 == 1) | tf.reduce_all(values[:, :, -1] == int(white))
+    checks = [
+        _require(opaque, _about(number, "has transparent pixels; expected a grey film")),
+        _require(
+            tf.reduce_all(colours == colours[:, :, :1]),
+            _about(number, "is a colour picture; expected a grey film"),
+        ),
+    ]
+    with tf.control_dependencies(checks):
+        return tf.ensure_shape(tf.cast(colours[:, :, :1], tf.float32) / white, [None, None, 1])
+
+
+def _pixel_checks(pixels):
+    shape = tf.shape(pixels, out_type=tf.int64)
+    inside = tf.reduce_all((pixels >= 0) & (pixels <= 1))
+    return [
+        _require(shape[0] > 0, "the batch is empty: send at least one film"),
+        *_size_checks(shape[1], shape[2], 0),
+        _require(
+            inside, "pixels must be finite and in [0, 1], bone bright; read films with kxray.read_image()"
+        ),
+    ]
+
+
+def _label_checks(image_bytes, label, spec):
+    films, wanted = tf.shape(image_bytes)[0], tf.shape(label)[0]
+    counts = tf.strings.join(
+        ["got ", tf.strings.as_string(wanted), " labels for ", tf.strings.as_string(films), " films"]
+    )
+    valid = tf.reduce_all((label >= PREDICTED) & (label < spec.num_labels))
+    named = ", ".join(f"{index} {name}" for index, name in enumerate(spec.labels))
+    return [
+        _require(tf.equal(films, wanted), counts),
+        _require(valid, f"label must be -1 (the predicted one) or one of: {named}"),
+    ]
+
+
+def _probabilities(logits, spec):
+    logits = logits / spec.temperature
+    if spec.task == "binary":
+        return tf.concat([tf.sigmoid(-logits), tf.sigmoid(logits)], axis=-1)
+    return tf.nn.softmax(logits) if spec.task == "multiclass" else tf.sigmoid(logits)
+
+
+def _decision(probabilities, top, labels, spec):
+    thresholds = tf.constant([spec.threshold(label) for label in spec.labels], tf.float32)
+    reached = probabilities >= thresholds
+    if spec.task == "multilabel":
+        rows = tf.RaggedTensor.from_row_lengths(
+            tf.gather(labels, tf.where(reached)[:, 1]), tf.reduce_sum(tf.cast(reached, tf.int32), axis=-1)
+        )
+        return tf.strings.reduce_join(rows, axis=-1, separator="|")
+    decided = tf.gather(reached, top, axis=1, batch_dims=1)
+    return tf.where(decided, tf.gather(labels, top), tf.constant(UNSURE))

@@ -1,0 +1,188 @@
+import contextlib
+import dataclasses
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent.parent
+
+
+@pytest.fixture(scope="session")
+def spec():
+    from kxray.spec import ModelSpec
+
+    return ModelSpec(
+        name="view_cnn",
+        labels=("frontal", "lateral"),
+        task="binary",
+        image_size=(64, 64),
+        thresholds={"frontal": 0.6, "lateral": 0.55},
+        temperature=1.5,
+    )
+
+
+@pytest.fixture(scope="session")
+def fixed_weights():
+    """Fills a model with weights from integer arithmetic: the same on every machine and version."""
+
+    def fill(model, gain=8.0):
+        for seed, variable in enumerate(model.weights):
+            count = int(np.prod(variable.shape))
+            numbers = np.arange(1, count + 1, dtype=np.uint64) + np.uint64(1_000_003 * (seed + 1))
+            for factor in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):
+                numbers = (numbers ^ (numbers >> np.uint64(33))) * np.uint64(factor)  # wraps, as it should
+            numbers = (numbers >> np.uint64(32)).astype("float64")
+            fan_in = int(np.prod(variable.shape[:-1])) or 1
+            scale = gain / np.sqrt(fan_in) if len(variable.shape) > 1 else 0.1
+            variable.assign((scale * (numbers / 2**32 - 0.5)).reshape(variable.shape).astype("float32"))
+        return model
+
+    return fill
+
+
+@pytest.fixture(scope="session")
+def model(fixed_weights):
+    import kxray
+
+    model = fixed_weights(kxray.models.build("view_cnn"))
+    # The films of make_film then get both labels, and both sides of both thresholds.
+    model.get_layer("dense_2").bias.assign([1.2])
+    return model
+
+
+@pytest.fixture(scope="session")
+def models_root(tmp_path_factory, model, spec):
+    """A folder of models: `view` with version 1, exported once a session, and `empty` with none."""
+    from serving.export import export_model
+
+    root = tmp_path_factory.mktemp("models")
+    export_model(model, spec, root / "view")
+    return root
+
+
+@pytest.fixture(scope="session")
+def version_folder(models_root):
+    return models_root / "view" / "1"
+
+
+@pytest.fixture(scope="session")
+def make_film():
+    """make_film(seed, height, width) -> float32 pixels on the grid of 16-bit values."""
+
+    def make(seed=0, height=90, width=70):
+        rows, columns = np.mgrid[0:height, 0:width] / 16.0
+        waves = np.sin((1 + seed) * rows) * np.cos((2 + 0.5 * seed) * columns)
+        return (np.round((0.5 + 0.5 * waves) * 65535) / 65535).astype("float32")
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def keras_answer(model, spec):
+    """keras_answer(list of pixels) -> probabilities (N, 2), from the Keras model alone."""
+    from kxray.layers.film_input import film_input
+
+    def answer(films):
+        inputs = np.concatenate([film_input(spec)(film[None, ..., None]) for film in films])
+        lateral = model.predict(inputs, verbose=0).astype("float64")
+        odds = (lateral / (1 - lateral)) ** (1 / spec.temperature)
+        return np.concatenate([1 / (1 + odds), odds / (1 + odds)], axis=-1)
+
+    return answer
+
+
+@dataclasses.dataclass
+class RunningServer:
+    process: subprocess.Popen
+    address: str
+    rest: str
+    ready: str
+
+
+@pytest.fixture(scope="session")
+def start_server(tmp_path_factory):
+    """start_server(text of a models.config, *options): a context with a real server process."""
+
+    @contextlib.contextmanager
+    def start(config, *options):
+        folder = tmp_path_factory.mktemp("server")
+        (folder / "models.config").write_text(config)
+        command = [sys.executable, "-m", "serving.server", "--config", str(folder / "models.config")]
+        command += ["--port", "0", "--rest-port", "0", *options]
+        with open(folder / "log", "w") as log:
+            process = subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=log, text=True, env=_environment(), cwd=folder
+            )
+        watchdog = threading.Timer(120, process.kill)
+        watchdog.start()
+        try:
+            line = process.stdout.readline()
+            found = re.fullmatch(r"ready: grpc (\S+), rest (\S+), models: .*\n", line)
+            watchdog.cancel()
+            assert found, f"{line!r}\n{(folder / 'log').read_text()}"
+            yield RunningServer(process, found[1], found[2], line)
+        finally:
+            watchdog.cancel()
+            process.kill()
+            process.wait()
+            process.stdout.close()
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def server(start_server, models_root):
+    """The server most tests share. It must survive all of them, so its end is checked at the end."""
+    config = (
+        f'model_config_list {{ config {{ name: "view" base_path: "{models_root}/view" '
+        'model_platform: "tensorflow" version_labels { key: "stable" value: 1 } } '
+        f'config {{ name: "empty" base_path: "{models_root}/empty" model_platform: "tensorflow" }} }}'
+    )
+    with start_server(config, "--max-message-mb", "8", "--poll-seconds", "0.2") as running:
+        yield running
+        assert running.process.poll() is None, "the server died"
+        running.process.terminate()
+        assert running.process.wait(20) == 0
+
+
+@pytest.fixture(scope="session")
+def run_python():
+    """run_python(code, *arguments) in a fresh process; returns the completed process."""
+
+    def run(code, *arguments, cwd=None, path=str(REPOSITORY)):
+        return subprocess.run(
+            [sys.executable, "-c", code, *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            cwd=cwd,
+            env=_environment(path),
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def eventually():
+    """eventually(condition): waits until it returns something true, and returns it."""
+
+    def wait(condition, seconds=20):
+        until = time.monotonic() + seconds
+        while not (found := condition()):
+            assert time.monotonic() < until, "did not happen in time"
+            time.sleep(0.05)
+        return found
+
+    return wait
+
+
+def _environment(path=str(REPOSITORY)):
+    quiet = {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1", "PYTHONUNBUFFERED": "1"}
+    return {**os.environ, **quiet, "PYTHONPATH": path}

@@ -1,0 +1,26 @@
+
+¯
+spec¦B›{
+  "format": 1,
+  "name": "view_cnn",
+  "labels": [
+    "frontal",
+    "lateral"
+  ],
+  "task": "binary",
+  "image_size": [
+    64,
+    64
+  ],
+  "pixel_rule": "unit_stretch",
+  "thresholds": {
+    "frontal": 0.6,
+    "lateral": 0.55
+  },
+  "temperature": 1.5,
+  "provenance": {}
+}
+
+(
+labelsBfrontalBlateral
+viewdescribe

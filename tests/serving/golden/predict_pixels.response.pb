@@ -1,0 +1,8 @@
+
+
+labelBlateral
+
+decisionBlateral
+'
+probabilities*Wœ•>Ô15?
+viewpredict_pixels
