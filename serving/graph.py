@@ -40,7 +40,7 @@ def endpoints(model, spec, methods):
     """
     prepare = film_input(spec)
     height, width = spec.image_size
-    run = with_logits(model, model.outputs[0])
+    run = with_logits(model)
     labels = tf.constant(spec.labels)
     films = tf.TensorSpec([None], tf.string, name="image_bytes")
     pixel_batch = tf.TensorSpec([None, None, None, 1], tf.float32, name="pixels")

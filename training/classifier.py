@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import time
 from pathlib import Path
 
@@ -99,7 +100,7 @@ def fit_classifier(recipe, given, task) -> Path:
         _tell(console, folder, json.loads((folder / "metrics.json").read_text(encoding="utf-8")))
         return folder
     shell.load_tensorflow()
-    with Progress(
+    progress = Progress(
         TextColumn("{task.description:<24}"),
         BarColumn(),
         MofNCompleteColumn(),
@@ -108,15 +109,25 @@ def fit_classifier(recipe, given, task) -> Path:
         console=console,
         transient=False,
         disable=not console.is_terminal,
-    ) as progress:
-        scores = _Job(recipe, task, folder, progress).run()
+    )
+    try:
+        with progress:
+            scores = _Job(recipe, task, folder, progress).run()
+    except (ValueError, OSError):
+        if not recipe.resume and "data_fingerprint" not in runs.read_config(folder):
+            # Films or options will not do: the corrected command may use the same folder.
+            runs.discard(folder)
+        raise
     _tell(console, folder, scores)
     return folder
 
 
 def _tell(console, folder, scores):
     def interval(score):
-        return f"{score['value']:.3f} [{score['low']:.3f}, {score['high']:.3f}]"
+        value, low, high = (
+            math.nan if score[key] is None else score[key] for key in ("value", "low", "high")
+        )
+        return f"{value:.3f} [{low:.3f}, {high:.3f}]"
 
     baseline = scores["baseline"]["balanced_accuracy"]
     console.print(
@@ -132,16 +143,16 @@ def _resumed(recipe, given):
     if not recipe.out:
         raise ValueError("--resume needs --out, the run folder to continue")
     config = runs.read_config(recipe.out)
-    kept = {**config.get("options", {}), "resume": True, "out": recipe.out}
+    kept = {**config["options"], "resume": True, "out": recipe.out}
     names = {field.name for field in dataclasses.fields(recipe)}
     if not set(kept) <= names:
         raise ValueError(
             f"{recipe.out}: written by another version, with options {sorted(set(kept) - names)}"
         )
     for name, value in given.items():
-        if value is not None and kept[name] != value:
+        if value is not None and kept.get(name) != value:
             raise ValueError(
-                f"the run in {recipe.out} was started with --{name.replace('_', '-')} {kept[name]}, "
+                f"the run in {recipe.out} was started with --{name.replace('_', '-')} {kept.get(name)}, "
                 f"not {value}; resume it without that option, or start a new run"
             )
     return Path(recipe.out), dataclasses.replace(recipe, **kept)
@@ -325,10 +336,11 @@ class _Job:
                     recipe.rotation, recipe.shift, recipe.shift, recipe.shear, recipe.zoom, dtype="float32"
                 ),
                 first_epoch=first_epoch,
+                replicas=self.replicas,
             )
 
         validation = pipeline.evaluation_batches(
-            self.films.inputs, targets, balanced(validation_rows), validation_rows
+            self.films.inputs, targets, balanced(validation_rows), validation_rows, replicas=self.replicas
         )
         bar = self.progress.add_task(name, total=recipe.epochs, facts="")
 

@@ -1,6 +1,7 @@
 """The films of a run: read, checked, decoded once, and joined by those that are only trained on."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -61,8 +62,8 @@ class RunFilms:
         return self.table.index[self.table["training_only"]].to_numpy()
 
 
-def read_labelled(source, task, skip_bad):
-    """Reads a source whose films all carry one of the task's labels.
+def read_labelled(source, task, skip_bad, every_class=True):
+    """Reads a source whose films all have one of the task's labels; `every_class` wants films of each label.
 
     Returns:
         (table, problems of the rows that were skipped, notes)
@@ -89,7 +90,7 @@ def read_labelled(source, task, skip_bad):
         raise data.ManifestError(problems, source)
     table = data.drop_problems(table, problems)
     missing = sorted(set(task.labels) - set(table[column]))
-    if missing:
+    if missing and every_class:
         raise ValueError(f"{source}: no film is labelled {' or '.join(missing)}; every class needs films")
     return table, problems, notes
 
@@ -129,6 +130,9 @@ def load(recipe, task, spec, folder, progress) -> RunFilms:
         progress.update(bar, completed=index + 1)
 
     measured_path.parent.mkdir(exist_ok=True)
+    if not measured_path.exists():
+        # Killed between the two: a cache alone would spare the reading that measures.
+        shutil.rmtree(folder / "work" / "cache", ignore_errors=True)
     inputs = pipeline.load_inputs(
         table["path"],
         spec,
@@ -188,7 +192,7 @@ def _training_only(recipe, task, folder, progress):
         bar = _bar(progress, "phantom films", recipe.phantoms)
         extras.append(generate_phantoms(folder / "phantoms", task, recipe.phantoms, recipe.seed, bar))
     if recipe.corrections is not None:
-        table, _, _ = read_labelled(recipe.corrections, task, skip_bad=False)
+        table, _, _ = read_labelled(recipe.corrections, task, skip_bad=False, every_class=False)
         extras.append(table)
     return extras
 

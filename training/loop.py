@@ -39,7 +39,8 @@ def train(folder, build, batches, validation, *, epochs, steps, log_dir=None, on
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     model = build()
-    model.optimizer.build(model.trainable_variables)
+    with model.distribute_strategy.scope():
+        model.optimizer.build(model.trainable_variables)
     finished = folder / "history.csv"
     if not finished.exists():
         checkpoint = _Checkpoint(folder, save_every, epochs)

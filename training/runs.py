@@ -2,9 +2,11 @@
 
 import contextlib
 import json
+import math
 import os
 import platform
 import re
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -20,23 +22,40 @@ def default_folder(recipe_name, source_name, root="runs") -> Path:
 def create(folder) -> Path:
     """Makes a run folder, or says why not. An existing run is never written over."""
     folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    # Hidden files may be what a kill left of a config.json that was being written.
+    if folder.exists() and (
+        not folder.is_dir() or any(not entry.name.startswith(".") for entry in folder.iterdir())
+    ):
         raise ValueError(f"{folder} is not empty; continue that run with --resume, or choose another --out")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def discard(folder) -> None:
+    """Removes what a run that never began has put into its folder."""
+    folder = Path(folder)
+    for name in ("work", "phantoms"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for name in ("config.json", "skipped.csv"):
+        (folder / name).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 def read_config(folder) -> dict:
     """The resolved options of a run that is to be resumed."""
     path = Path(folder) / "config.json"
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(
             f"{folder}: nothing to resume, it has no config.json; start it without --resume"
         ) from None
     except ValueError as error:
         raise ValueError(f"{path}: not JSON ({error})") from None
+    if not isinstance(config, dict) or not isinstance(config.get("options"), dict):
+        raise ValueError(f"{path}: not the options of a run; start a new run")
+    return config
 
 
 def versions() -> dict:
@@ -81,7 +100,7 @@ def write_text(path, text) -> None:
 
 
 def write_json(path, value) -> None:
-    write_text(path, json.dumps(value, indent=2, default=_plain) + "\n")
+    write_text(path, json.dumps(_plain(value), indent=2, allow_nan=False) + "\n")
 
 
 def write_table(path, table) -> None:
@@ -90,4 +109,13 @@ def write_table(path, table) -> None:
 
 
 def _plain(value):
-    return value.tolist() if hasattr(value, "tolist") else str(value)
+    """JSON values only; an undefined number (the score of a label without films) becomes null."""
+    if isinstance(value, dict):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner) for inner in value]
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)

@@ -245,9 +245,10 @@ def enter_corrections(out, corrections) -> int:
         corrections: CSV with the columns path (relative to itself, or absolute) and view.
 
     Returns:
-        How many films were entered. Raises ValueError, listing them, for films that `out` does not have.
+        How many films were entered. Raises ValueError, listing them, for films that `out` does not have and
+        for views that its model does not know.
     """
-    from kxray.data import read_manifest
+    from kxray.data import ManifestError, check_manifest, read_manifest
 
     out = Path(out)
     corrected = read_manifest(corrections)
@@ -255,7 +256,12 @@ def enter_corrections(out, corrections) -> int:
         raise ValueError(
             f"{corrections}: expected the columns path and view, got {', '.join(corrected.columns)}"
         )
-    given = {os.path.realpath(path): view for path, view in corrected[["path", "view"]].values if view}
+    corrected = corrected[corrected["view"] != ""]
+    facts = json.loads(out.with_name(out.name + ".json").read_text(encoding="utf-8"))
+    problems = check_manifest(corrected, views=facts["labels"])
+    if len(problems):
+        raise ManifestError(problems, corrections)
+    given = {os.path.realpath(path): view for path, view in corrected[["path", "view"]].values}
     rows = []
     for row in read_rows(out):
         view = given.pop(os.path.realpath(out.parent / row[0]), None)

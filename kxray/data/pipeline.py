@@ -1,5 +1,6 @@
 """From film files to batches: decode, resize once, keep, augment on the batch, prefetch."""
 
+import functools
 import hashlib
 import json
 import os
@@ -9,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from kxray.io import FilmError
+from kxray.io import FilmError, read_films
+from kxray.io.resize import resize
 from kxray.spec import ModelSpec
 
 CACHES = ("memory", "disk", "none")
@@ -25,20 +27,18 @@ def stream_inputs(paths, spec: ModelSpec, *, measure=None, workers=None, dicom_r
         workers: decoding workers; one a core by default.
         dicom_reader: "auto", "pydicom" or "tensorflow-io", see `kxray.io.read_films`.
 
-    Yields:
-        (index, result): result is float32 (h, w, 1), or the pair of it and what `measure` returned, or a
-        FilmError where the film cannot be read. One unreadable film never stops the stream.
+    Returns:
+        Iterator of (index, result): result is float32 (h, w, 1), or the pair of it and what `measure`
+        returned, or a FilmError where the film cannot be read. One unreadable film never stops the stream.
     """
-    from kxray.io import read_films
-    from kxray.layers import film_input
+    # Run where the film was decoded, be it a thread or another process.
+    transform = functools.partial(_network_input, image_size=spec.image_size, measure=measure)
+    return read_films(paths, transform=transform, workers=workers, dicom_reader=dicom_reader)
 
-    resize = film_input(spec)
-    for index, film in read_films(paths, workers=workers, dicom_reader=dicom_reader):
-        if isinstance(film, FilmError):
-            yield index, film
-            continue
-        pixels = np.asarray(resize(film.pixels[None, :, :, None]))[0]
-        yield index, pixels if measure is None else (pixels, measure(film.pixels))
+
+def _network_input(film, image_size, measure):
+    pixels = resize(film.pixels, image_size)[..., None]
+    return pixels if measure is None else (pixels, measure(film.pixels))
 
 
 @dataclass(frozen=True)
@@ -123,6 +123,7 @@ def load_inputs(
             errors = {int(index): error for index, error in errors.items()}
             return NetworkInputs(paths, spec, np.load(kept, mmap_mode="r"), errors, stream)
         kept.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(kept)
         unfinished = kept.with_name(f".{kept.stem}.{os.getpid()}.npy")
         pixels = np.lib.format.open_memmap(unfinished, mode="w+", dtype=np.float32, shape=shape)
     else:
@@ -148,23 +149,46 @@ def load_inputs(
 
 def _check_memory(shape):
     needed = 4 * int(np.prod(shape, dtype=np.int64))
-    try:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError, AttributeError):
-        return
-    if needed > free / 2:
+    free = _available_memory()
+    if free is not None and needed > free / 2:
         raise ValueError(
             f"{shape[0]} films need {needed / 2**30:.1f} GiB in memory and {free / 2**30:.1f} GiB are free; "
             "use cache='disk' (--cache disk)"
         )
 
 
+def _available_memory() -> int | None:
+    """Bytes that can be used without swapping, or None where the system does not say."""
+    try:
+        # What Linux would give back of its file cache counts; free pages alone run low on any busy machine.
+        fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        return 1024 * int(fields["MemAvailable"].split()[0])
+    except (OSError, KeyError, ValueError):
+        pass
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError, AttributeError):
+        return None
+
+
+def _remove_leftovers(kept):
+    """Removes what processes that were killed while they wrote this cache have left."""
+    for leftover in kept.parent.glob(f".{kept.stem}.*.npy"):
+        process = leftover.name.split(".")[-2]
+        if process.isdigit() and not Path(f"/proc/{process}").exists() and Path("/proc/self").exists():
+            leftover.unlink(missing_ok=True)
+
+
 def _cache_key(paths, spec):
     """Names a cache by what it was made of: files (path, size, time), input size and pixel rule."""
     digest = hashlib.sha256(repr((spec.image_size, spec.pixel_rule)).encode())
     for path in paths:
-        status = os.stat(path)
-        digest.update(f"{os.path.abspath(path)}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+        try:
+            status = os.stat(path)
+            version = f"{status.st_size}\0{status.st_mtime_ns}"
+        except OSError:
+            version = "unreadable"
+        digest.update(f"{os.path.abspath(path)}\0{version}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()[:32]
 
 
@@ -178,6 +202,7 @@ def training_batches(
     seed,
     augment=None,
     first_epoch=0,
+    replicas=1,
 ):
     """An endless dataset of shuffled, augmented batches that is a function of (seed, epoch, step) alone.
 
@@ -192,6 +217,8 @@ def training_batches(
         seed: int.
         augment: a `kxray.layers.RandomAffine`, or None.
         first_epoch: where to start.
+        replicas: devices that share each batch. A batch that does not divide among them is filled up with
+            films of weight 0, and its other weights are raised so that its mean loss stays what it was.
 
     Returns:
         tf.data.Dataset of (float32 (B, h, w, 1), (B, units), (B,)), `steps_per_epoch` batches an epoch.
@@ -218,15 +245,18 @@ def training_batches(
                 (tf.shape(pixels)[0], augment.num_draws), seed=tf.stack([tf.cast(seed, tf.int64), step])
             )
             pixels = augment(pixels, draws=draws)
-        return pixels, tf.gather(labels, chosen), tf.gather(weights, chosen)
+        return _shared_out((pixels, tf.gather(labels, chosen), tf.gather(weights, chosen)), replicas)
 
     epochs = tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max)
     dataset = epochs.flat_map(one_epoch).map(prepare, num_parallel_calls=2)
     return _unsharded(dataset.prefetch(4))
 
 
-def evaluation_batches(inputs: NetworkInputs, labels, weights, indices, *, batch_size=128):
-    """A finite dataset of (pixels, labels, weights) in the order of `indices`, without augmentation."""
+def evaluation_batches(inputs: NetworkInputs, labels, weights, indices, *, batch_size=128, replicas=1):
+    """A finite dataset of (pixels, labels, weights) in the order of `indices`, without augmentation.
+
+    `replicas` is that of `training_batches`.
+    """
     import tensorflow as tf
 
     indices = np.asarray(indices, np.int64)
@@ -234,9 +264,29 @@ def evaluation_batches(inputs: NetworkInputs, labels, weights, indices, *, batch
     labels = tf.constant(np.asarray(labels, np.float32))
     weights = tf.constant(np.asarray(weights, np.float32))
     dataset = _fetcher(inputs, batch_size)(rows).map(
-        lambda chosen, pixels: (pixels, tf.gather(labels, chosen), tf.gather(weights, chosen))
+        lambda chosen, pixels: _shared_out(
+            (pixels, tf.gather(labels, chosen), tf.gather(weights, chosen)), replicas
+        )
     )
     return _unsharded(dataset.apply(tf.data.experimental.assert_cardinality(len(rows))).prefetch(2))
+
+
+def _shared_out(batch, replicas):
+    """Fills a batch up to a multiple of `replicas`.
+
+    A device without any film fails, and one with fewer films than the others gives each of them more say.
+    """
+    import tensorflow as tf
+
+    if replicas == 1:
+        return batch
+    films = tf.shape(batch[2])[0]
+    missing = tf.math.floormod(-films, replicas)
+    pixels, labels, weights = (
+        tf.concat([part, tf.repeat(part[:1], missing, axis=0)], axis=0) for part in batch
+    )
+    counts = tf.cast(tf.range(films + missing) < films, tf.float32)
+    return pixels, labels, weights * counts * tf.cast((films + missing) / films, tf.float32)
 
 
 def steps_per_epoch(indices, batch_size) -> int:

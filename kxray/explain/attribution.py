@@ -1,5 +1,7 @@
 """The two calls of this room: `attribute` for maps now, `explainer` for a traced function that exports."""
 
+import inspect
+
 import numpy as np
 
 from kxray.explain import cam, graph
@@ -22,12 +24,18 @@ def explainer(model, method, upsample=False, **options):
         and raw.
 
     Raises:
-        ValueError: unknown method, or a model that the method cannot read.
+        ValueError: unknown method or option, or a model that the method cannot read.
     """
     import tensorflow as tf
 
     if method not in METHODS:
         raise ValueError(f"unknown explanation method {method!r}; the known ones are: {', '.join(METHODS)}")
+    taken = [*inspect.signature(METHODS[method]).parameters][1:]
+    for option in options:
+        if option not in taken:
+            raise ValueError(
+                f"{method} has no option {option!r}; its options are: {', '.join([*taken, 'upsample'])}"
+            )
     graph.require_functional(model)
     explain = METHODS[method](model, **options)
     input_shape = model.inputs[0].shape
@@ -72,6 +80,8 @@ def attribute(model, images, target, method, **options):
             f"expected float images {expected}, got {images.dtype} {images.shape}; "
             "films go through kxray.read_image() and kxray.layers.film_input() first"
         )
+    if not len(images):
+        raise ValueError("expected at least one image, got an empty batch")
     num_units = model.outputs[0].shape[-1]
     targets = np.asarray(target)
     if targets.ndim > 1 or not np.issubdtype(targets.dtype, np.integer):

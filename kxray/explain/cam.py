@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from kxray.explain.graph import last_feature_layer, with_logits
+from kxray.explain.graph import feature_map, with_logits
 
 
 def grad_cam(model, layer=None):
@@ -15,19 +15,7 @@ def grad_cam(model, layer=None):
     Returns:
         Function (images (N, H, W, C), target int32 (N,)) -> float32 (N, h, w, 1).
     """
-    if layer is None:
-        feature_layer = last_feature_layer(model)
-    else:
-        known = [candidate.name for candidate in model.layers]
-        if layer not in known:
-            raise ValueError(f"model {model.name!r} has no layer {layer!r}; it has: {', '.join(known)}")
-        feature_layer = model.get_layer(layer)
-        if len(feature_layer.output.shape) != 4:
-            raise ValueError(
-                f"layer {layer!r} gives {tuple(feature_layer.output.shape)}; "
-                "Grad-CAM needs a (N, h, w, K) output"
-            )
-    run = with_logits(model, feature_layer.output)
+    run = with_logits(model, feature_map(model, layer))
 
     def explain(images, target):
         with tf.GradientTape() as tape:

@@ -13,6 +13,8 @@ _SHRINKING = (
     layers.Reshape,
     layers.ZeroPadding2D,
 )
+# What `keras.ops.sigmoid(x)` and the like leave in a functional model: operations that are no layers.
+_ACTIVATIONS = ("Sigmoid", "Softmax", "LogSigmoid", "LogSoftmax", "HardSigmoid", "Tanh")
 
 
 def require_functional(model) -> None:
@@ -26,15 +28,63 @@ def require_functional(model) -> None:
             f"explanations need one input and one output, model {model.name!r} has {len(model.inputs)} "
             f"inputs and {len(model.outputs)} outputs; make a keras.Model of the pair you mean"
         )
+    if len(model.outputs[0].shape) != 2:
+        raise ValueError(
+            f"explanations need one output of (N, units), model {model.name!r} gives "
+            f"{tuple(model.outputs[0].shape)}"
+        )
 
 
-def last_feature_layer(model) -> layers.Layer:
-    """The layer that gives the last spatial tensor before pooling or flattening, after its activation."""
-    for layer in reversed(model.layers):
-        shape = getattr(layer.output, "shape", ()) if not isinstance(layer, layers.InputLayer) else ()
-        if len(shape) == 4 and not isinstance(layer, _SHRINKING):
-            return layer
-    raise ValueError(f"model {model.name!r} has no layer with a (N, h, w, C) output to explain")
+def feature_map(model, name=None):
+    """The symbolic (N, h, w, K) output of a layer.
+
+    Args:
+        model: functional model.
+        name: of the layer; by default the last one with a spatial output before pooling or flattening, after
+            its activation.
+    """
+    made = _tensors_by_operation(model)
+    if name is None:
+        for layer in reversed(model.layers):
+            outputs = made.get(layer, [])
+            spatial = len(outputs) > 0 and len(outputs[0].shape) == 4
+            if spatial and not isinstance(layer, (*_SHRINKING, layers.InputLayer)):
+                return _only(outputs, layer)
+        raise ValueError(f"model {model.name!r} has no layer with a (N, h, w, C) output to explain")
+    known = [layer.name for layer in model.layers]
+    if name not in known:
+        raise ValueError(f"model {model.name!r} has no layer {name!r}; it has: {', '.join(known)}")
+    layer = model.get_layer(name)
+    tensor = _only(made[layer], layer)
+    if len(tensor.shape) != 4:
+        raise ValueError(f"layer {name!r} gives {tuple(tensor.shape)}; Grad-CAM needs a (N, h, w, K) output")
+    return tensor
+
+
+def _only(tensors, layer):
+    if len(tensors) != 1:
+        raise ValueError(f"layer {layer.name!r} is used more than once; name a layer with one output")
+    return tensors[0]
+
+
+def _tensors_by_operation(model):
+    """Operation -> the symbolic tensors it gives in this model.
+
+    Not `layer.output`, which is the first tensor that the layer ever gave, in whatever model that was.
+    """
+    made, waiting, seen = {}, [*model.outputs], set()
+    while waiting:
+        tensor = waiting.pop()
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            made.setdefault(tensor._keras_history.operation, []).append(tensor)
+            waiting += _inputs_of(tensor)
+    return made
+
+
+def _inputs_of(tensor):
+    operation, node_index, _ = tensor._keras_history
+    return operation._inbound_nodes[node_index].input_tensors
 
 
 def with_logits(model, *tensors):
@@ -48,10 +98,18 @@ def with_logits(model, *tensors):
 
     Returns:
         Callable from (N, H, W, C) to a tuple: float32 logits (N, L), then each tensor.
+
+    Raises:
+        ValueError: the last layer is a whole model, whose activation nobody can see.
     """
     last = model.outputs[0]._keras_history.operation
+    if isinstance(last, keras.Model):
+        raise ValueError(
+            f"model {model.name!r} ends in the model {last.name!r}, which hides its logits; build it flat: "
+            "call the inner model's layers, or end it before its activation"
+        )
     if isinstance(last, layers.Dense) and last.activation is not keras.activations.linear:
-        before = last.input
+        (before,) = _inputs_of(model.outputs[0])
 
         def logits_of(features):
             features = ops.cast(features, "float32")
@@ -59,7 +117,9 @@ def with_logits(model, *tensors):
             return logits + ops.cast(last.bias, "float32") if last.use_bias else logits
 
     else:
-        before = last.input if isinstance(last, (layers.Activation, layers.Softmax)) else model.outputs[0]
+        before = model.outputs[0]
+        if isinstance(last, (layers.Activation, layers.Softmax)) or type(last).__name__ in _ACTIVATIONS:
+            (before,) = _inputs_of(model.outputs[0])
 
         def logits_of(logits):
             return ops.cast(logits, "float32")

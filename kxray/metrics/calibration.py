@@ -80,16 +80,12 @@ def decision_thresholds(probabilities, labels, label_names, largest_error=0.01, 
     """
     probabilities, labels = np.asarray(probabilities, dtype=float), np.asarray(labels)
     chosen = probabilities.argmax(axis=1)
+    candidates = np.arange(round(smallest * 1000), 1001) / 1000
     thresholds = {}
     for index, name in enumerate(label_names):
         mine = chosen == index
-        order = np.argsort(-probabilities[mine, index])
-        confidence = probabilities[mine, index][order]
-        wrong = np.cumsum(labels[mine][order] != index)
-        acceptable = np.flatnonzero(wrong <= largest_error * np.arange(1, len(wrong) + 1))
-        if len(acceptable) == len(confidence):
-            thresholds[name] = smallest
-        else:
-            refused = confidence[acceptable[-1] + 1] if len(acceptable) else confidence[0]
-            thresholds[name] = float(np.clip(np.ceil(refused * 1000 + 1e-9) / 1000, smallest, 1.0))
+        decided = probabilities[mine, index] >= candidates[:, None]
+        wrong = decided & (labels[mine] != index)
+        acceptable = wrong.sum(axis=1) <= largest_error * decided.sum(axis=1)
+        thresholds[name] = float(candidates[acceptable.argmax()]) if acceptable.any() else 1.0
     return thresholds

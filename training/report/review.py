@@ -50,7 +50,8 @@ def write_review(out, count) -> Path:
         )
     page = environment.get_template("review.html.j2").render(films=films, labels=labels, table=out.name)
     path = out.with_name(f"{out.stem}.review.html")
-    runs.write_text(path, page)
+    # A name that is not UTF-8 cannot be shown; its film is corrected in the table itself.
+    runs.write_text(path, page.encode("utf-8", "replace").decode("utf-8"))
     return path
 
 
