@@ -55,6 +55,8 @@ class ModelSpec:
             raise ValueError(f"pixel_rule must be one of {', '.join(PIXEL_RULES)}, got {self.pixel_rule!r}")
         if len(set(self.labels)) != len(self.labels) or not self.labels:
             raise ValueError(f"labels must be distinct and at least one, got {list(self.labels)}")
+        if UNSURE in self.labels:
+            raise ValueError(f"no label may be called {UNSURE!r}: it is the decision below the threshold")
         if self.task == "binary" and len(self.labels) != 2:
             raise ValueError(f"a binary model has two labels, got {list(self.labels)}")
         if not (_is_number(self.temperature) and self.temperature > 0):

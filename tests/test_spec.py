@@ -12,7 +12,7 @@ from kxray.spec import UNSURE, ModelSpec
 
 BINARY = dict(name="view_cnn", labels=("frontal", "lateral"), task="binary", image_size=(64, 64))
 
-names = st.text(min_size=1, max_size=12)
+names = st.text(min_size=1, max_size=12).filter(lambda name: name != UNSURE)
 plain = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(max_size=8)
     | st.floats(allow_nan=False, allow_infinity=False),

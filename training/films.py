@@ -8,6 +8,8 @@ import numpy as np
 import pandas as pd
 
 DEFAULT_PHANTOMS = 400
+TEST_SHARE = 0.2
+VALIDATION_SHARE = 1 / 6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -244,3 +246,19 @@ def _without_copies(table, thumbnails, audit):
     crossing = pairs[extra[pairs].sum(axis=1) == 1] if len(pairs) else np.empty((0, 2), int)
     copies = np.unique(crossing[extra[crossing]]) if len(crossing) else []
     return table.drop(index=positions[copies]), len(copies)
+
+
+def split_films(recipe, task, table, grouping):
+    """The `kxray.data.Split` of the tested films: K folds, the source's own parts, or one split."""
+    from kxray import data
+
+    if recipe.folds == 1:
+        raise ValueError("--folds 1 leaves nothing to train on; 0 makes one split, 2 and more make folds")
+    if recipe.folds:
+        return data.patient_folds(table, task.label_column, recipe.folds, recipe.seed, grouping=grouping)
+    if "split" in table.columns and (table["split"] != "").all():
+        return data.given_split(table, grouping=grouping)
+    validation = VALIDATION_SHARE * (1 - TEST_SHARE)
+    return data.patient_split(
+        table, task.label_column, val=validation, test=TEST_SHARE, seed=recipe.seed, grouping=grouping
+    )

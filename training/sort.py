@@ -1,17 +1,14 @@
 """Sorts an archive of films by view: `python -m training.sort --model MODEL --input DIR --out sorted.csv`."""
 
-import csv
-import io
-import json
 import os
 from pathlib import Path
 
 import click
 
-from training import runs, shell
+from training import shell
 from training.shell import program
+from training.sorted_table import SortedTable, enter_corrections, read_rows
 
-COLUMNS = ("path", "view", "probability", "decision", "reason")
 BATCH = 64
 
 
@@ -101,7 +98,7 @@ def sort(model, source, out, *, workers=None, dicom_reader="auto", leave_out=())
     from training.predictor import Predictor
 
     predictor = Predictor(model)
-    table = _Table(out, predictor)
+    table = SortedTable(out, predictor)
     paths = [path for path in find_files(source, leave_out) if path not in table]
     console = Console(highlight=False)
     columns = (TextColumn("sorting films"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -160,144 +157,32 @@ def _row(path, probabilities, spec):
     return path, spec.labels[best], f"{probabilities[best]:.6f}", spec.decide(probabilities.tolist()), ""
 
 
-class _Table:
-    """The growing CSV: which files it lists, and rows appended to it."""
-
-    def __init__(self, out, predictor):
-        self.out = Path(out)
-        self.part = self.out.with_name(self.out.name + ".part")
-        self.folder = os.path.abspath(self.out.parent)
-        self.out.parent.mkdir(parents=True, exist_ok=True)
-        begun = self.part if self.part.exists() else self.out
-        self.rows = read_rows(begun) if begun.exists() else []
-        self.known = {row[0] for row in self.rows}
-        beside = self.out.with_name(self.out.name + ".json")
-        facts = {
-            "model": str(predictor.path),
-            "sha256": predictor.digest,
-            "labels": list(predictor.spec.labels),
-        }
-        if self.rows and json.loads(beside.read_text(encoding="utf-8"))["sha256"] != predictor.digest:
-            raise ValueError(
-                f"{begun} was begun with another model; choose another --out, or delete it to start again"
-            )
-        runs.write_json(beside, facts)
-
-    def __contains__(self, path):
-        return self._relative(path) in self.known or os.path.abspath(path) in self.own_files()
-
-    def own_files(self):
-        stem = os.path.abspath(self.out)
-        return {stem, f"{stem}.part", f"{stem}.json", os.path.splitext(stem)[0] + ".review.html"}
-
-    def __enter__(self):
-        # Rewritten whole first: a row that was cut off in the middle by a kill goes.
-        write_rows(self.part, self.rows)
-        self.file = open(self.part, "a", encoding="utf-8", errors="surrogateescape", newline="")
-        return self
-
-    def __exit__(self, *failure):
-        self.file.close()
-
-    def append(self, rows):
-        rows = [(self._relative(row[0]), *row[1:]) for row in rows]
-        self.file.write(_csv(rows))
-        self.file.flush()
-        self.rows += rows
-
-    def finish(self):
-        os.replace(self.part, self.out)
-        counts = {}
-        for row in self.rows:
-            decision = row[3] or "unreadable"
-            counts[decision] = counts.get(decision, 0) + 1
-        return counts
-
-    def _relative(self, path):
-        return Path(os.path.relpath(path, self.folder)).as_posix()
-
-
-def _csv(rows) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue()
-
-
-def write_rows(path, rows) -> None:
-    with runs.replacing(path) as temporary:
-        temporary.write_text(_csv([COLUMNS, *rows]), encoding="utf-8", errors="surrogateescape", newline="")
-
-
-def read_rows(path) -> list[tuple[str, ...]]:
-    """The complete rows of a sorted table, be it finished or cut off in the middle of a row."""
-    text = Path(path).read_bytes().decode("utf-8", errors="surrogateescape")
-    rows = [tuple(row) for row in csv.reader(io.StringIO(text[: text.rfind("\n") + 1], newline=""))]
-    if not rows or rows[0] != COLUMNS:
-        raise ValueError(f"{path}: not a table of training.sort, its columns are not {', '.join(COLUMNS)}")
-    return [row for row in rows[1:] if len(row) == len(COLUMNS)]
-
-
-def enter_corrections(out, corrections) -> int:
-    """Writes the views that a person gave into the decision column of a sorted table.
-
-    Args:
-        out: CSV of `sort`.
-        corrections: CSV with the columns path (relative to itself, or absolute) and view.
-
-    Returns:
-        How many films were entered. Raises ValueError, listing them, for films that `out` does not have and
-        for views that its model does not know.
-    """
-    from kxray.data import ManifestError, check_manifest, read_manifest
-
-    out = Path(out)
-    corrected = read_manifest(corrections)
-    if "view" not in corrected.columns:
-        raise ValueError(
-            f"{corrections}: expected the columns path and view, got {', '.join(corrected.columns)}"
-        )
-    corrected = corrected[corrected["view"] != ""]
-    facts = json.loads(out.with_name(out.name + ".json").read_text(encoding="utf-8"))
-    problems = check_manifest(corrected, views=facts["labels"])
-    if len(problems):
-        raise ManifestError(problems, corrections)
-    given = {os.path.realpath(path): view for path, view in corrected[["path", "view"]].values}
-    rows = []
-    for row in read_rows(out):
-        view = given.pop(os.path.realpath(out.parent / row[0]), None)
-        rows.append(row if view is None else (*row[:3], view, "corrected by a person"))
-    if given:
-        first = ", ".join(list(given)[:5])
-        raise ValueError(f"{corrections}: {len(given)} films are not in {out}, the first of them: {first}")
-    write_rows(out, rows)
-    return len(corrected)
-
-
 def link_films(out, folder) -> int:
     """Links every film of a sorted table into a subfolder named by its decision; films keep their names.
 
-    Links to films that have been decided otherwise since are removed. Where two films have one name, the
-    later one's link gets a number.
+    Links to films of this table that have been decided otherwise since are removed; nothing else in the
+    folder is touched. Where two films have one name, the later one's link gets a number.
 
     Returns:
         The number of films linked.
     """
     out, folder = Path(out), Path(folder)
-    wanted = {}
+    wanted, targets = {}, set()
     for path, _, _, decision, _ in read_rows(out):
+        target = os.path.abspath(out.parent / path)
+        targets.add(target)
         if not decision:
             continue
-        target = os.path.abspath(out.parent / path)
         link, number = folder / decision / Path(path).name, 1
         while link in wanted:
             number += 1
             link = link.with_name(f"{Path(path).stem}-{number}{Path(path).suffix}")
         wanted[link] = target
     for old in folder.glob("*/*"):
-        if old.is_symlink() and (old not in wanted or os.readlink(old) != wanted[old]):
+        if old.is_symlink() and os.readlink(old) in targets and wanted.get(old) != os.readlink(old):
             old.unlink()
     for link, target in wanted.items():
-        if not link.is_symlink():
+        if not os.path.lexists(link):
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to(target)
     return len(wanted)

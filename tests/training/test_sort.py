@@ -19,7 +19,8 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 import kxray
 from kxray.io import encode_png16
-from training.sort import COLUMNS, find_files, link_films, predict_rows, read_rows
+from training.sort import find_files, link_films, predict_rows
+from training.sorted_table import COLUMNS, read_rows
 
 GOOD = ("a/eight.png", "a/sixteen.png", "b/film.jpg", "b/film.tif", "b/deep/film.dcm", "no-ending")
 BAD = {"a/notes.txt": "it is text", "b/empty.png": "it is empty", "b/garbage.dcm": "not an image"}
@@ -142,14 +143,14 @@ def test_a_table_cut_anywhere_in_its_last_row_is_completed(sort, archive, model,
     part = sorted_table.with_name("sorted.csv.part")
     last = whole[:-1].rfind(b"\n") + 1
     from training.predictor import Predictor
-    from training.sort import _Table
+    from training.sorted_table import SortedTable
 
     predictor = Predictor(model)
     expected = read_rows(sorted_table)
     for cut in range(last, len(whole) + 1):
         part.write_bytes(whole[:cut])
         sorted_table.unlink(missing_ok=True)
-        table = _Table(sorted_table, predictor)
+        table = SortedTable(sorted_table, predictor)
         missing = [path for path in find_files(archive) if path not in table]
         assert len(missing) == (cut < len(whole)), cut
         with table:
@@ -368,4 +369,5 @@ def test_the_facts_beside_the_table(sorted_table, model):
     facts = json.loads(sorted_table.with_name("sorted.csv.json").read_text())
     assert facts["labels"] == ["frontal", "lateral"] and facts["model"] == str(model)
     table = pd.read_csv(sorted_table, keep_default_na=False)
-    assert list(table.columns) == list(COLUMNS) and len(list(csv.reader(sorted_table.open()))) == 10
+    with sorted_table.open() as lines:
+        assert list(table.columns) == list(COLUMNS) and len(list(csv.reader(lines))) == 10

@@ -2,17 +2,17 @@
 
 import base64
 import io
-import json
 import os
 from pathlib import Path
 
 from training import runs
+from training.sorted_table import CORRECTED, read_facts, read_rows
 
 SIDE = 220
 
 
 def write_review(out, count) -> Path:
-    """Writes OUT.review.html: the `count` least certain films, most uncertain first, each with its buttons.
+    """Writes OUT.review.html: the `count` least certain films no person has corrected, each with its buttons.
 
     The page needs nothing beside it. Its button saves corrected.csv (path, view) of the films whose view a
     person changed or confirmed, for `training.sort --corrections` and `training.fit --corrections`.
@@ -26,12 +26,10 @@ def write_review(out, count) -> Path:
     """
     import jinja2
 
-    from training.sort import read_rows
-
     out = Path(out)
-    rows = [row for row in read_rows(out) if row[2]]
+    rows = [row for row in read_rows(out) if row[2] and row[4] != CORRECTED]
     rows = sorted(rows, key=lambda row: float(row[2]))[:count]
-    labels = json.loads(out.with_name(out.name + ".json").read_text(encoding="utf-8"))["labels"]
+    labels = read_facts(out)["labels"]
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("training", "report"), autoescape=True, undefined=jinja2.StrictUndefined
     )

@@ -15,66 +15,10 @@ from kxray.data.phantom import anatomy, exposure, fish, lesions
 from kxray.data.phantom.anatomy import FINDINGS
 from kxray.data.phantom.rays import Rays, enlarge
 
-__all__ = ["CALIBRES", "FINDINGS", "VIEWS", "Mix", "Phantom", "fillet", "thorax", "write_phantoms"]
+__all__ = ["CALIBRES", "FINDINGS", "VIEWS", "Phantom", "fillet", "thorax"]
 
 VIEWS = ("frontal", "lateral")
 CALIBRES = (0, 1, 2, 3)
-FORMATS = ("png", "dicom")
-POSES = ("natural", "wide")
-
-
-@dataclasses.dataclass(frozen=True)
-class Mix:
-    """What films a series is made of.
-
-    Args:
-        size: side of the square films in pixels; by default 256 for a thorax and 100 for a fillet.
-        views: "frontal", "lateral" or both; only for a thorax, like all that follows but `format`.
-        lateral_fraction: share of lateral films where there are both, in [0, 1].
-        findings: "none", "random" (any of FINDINGS), or names to draw from: 45% of the patients have none,
-            35% one, 20% two.
-        poses: "natural", or "wide": turned by up to 20 degrees, scaled 0.8 to 1.25, shifted by up to 10%.
-        format: "png" (16 bits) or "dicom" (12 bits).
-
-    Raises:
-        ValueError: a field out of its range.
-    """
-
-    size: int | None = None
-    views: tuple = VIEWS
-    lateral_fraction: float = 0.4
-    findings: str | tuple = "random"
-    poses: str = "natural"
-    format: str = "png"
-
-    def __post_init__(self):
-        for name in ("views", "findings"):
-            value = getattr(self, name)
-            if not isinstance(value, str):
-                object.__setattr__(self, name, tuple(value))
-        if self.size is not None:
-            film_shape(self.size)
-        unknown = [view for view in self.views if view not in VIEWS]
-        if unknown or not self.views or isinstance(self.views, str):
-            raise ValueError(f"views must be among {', '.join(VIEWS)}, got {self.views!r}")
-        if not 0 <= self.lateral_fraction <= 1:
-            raise ValueError(f"lateral_fraction must be in [0, 1], got {self.lateral_fraction}")
-        if isinstance(self.findings, str) and self.findings not in ("none", "random"):
-            raise ValueError(f"findings must be 'none', 'random' or a list of names, got {self.findings!r}")
-        unknown = [name for name in self.allowed if name not in FINDINGS]
-        if unknown:
-            raise ValueError(f"unknown finding {', '.join(unknown)}; the findings are {', '.join(FINDINGS)}")
-        if self.poses not in POSES:
-            raise ValueError(f"poses must be {' or '.join(POSES)}, got {self.poses!r}")
-        if self.format not in FORMATS:
-            raise ValueError(f"format must be {' or '.join(FORMATS)}, got {self.format!r}")
-
-    @property
-    def allowed(self):
-        """The findings that may occur."""
-        if isinstance(self.findings, str):
-            return FINDINGS if self.findings == "random" else ()
-        return self.findings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,35 +164,6 @@ def fillet(seed, index, *, size=100, calibre=None):
     masks = {"bone": mask} if calibre else {}
     facts = {"calibre": int(calibre), "calibre_px": float(width)}
     return Phantom(pixels, "bone" if calibre else "no_bone", (), masks, _boxes(masks), facts)
-
-
-def write_phantoms(out_dir, kind, count, seed=0, *, mix=None, workers=None, progress=None):
-    """Writes films, masks and `manifest.csv` below `out_dir`, or finishes what an earlier run began.
-
-    Film i of a seed is the same whatever `count` and `workers` are, so a folder can be made longer later. The
-    two films 2 p and 2 p + 1 of a thorax series show one patient.
-
-    Args:
-        out_dir: folder, made where missing.
-        kind: "thorax" or "fillet".
-        count: number of films.
-        seed: integer >= 0.
-        mix: which films; by default `Mix()`.
-        workers: processes; the cores of this machine by default.
-        progress: called with the number of films done so far.
-
-    Returns:
-        Path of the manifest. Columns for a thorax: path, patient_id, view, position, one 0/1 column a
-        finding, angle, rotation, scale, shift_x, shift_y, spacing, heart_ratio, boxes and masks (JSON); for a
-        fillet: path, patient_id, label, calibre (none, thin, medium, thick), calibre_px, boxes, masks.
-
-    Raises:
-        ValueError: an unknown kind, a count below 1, or a folder that holds other films.
-        OSError: the folder cannot be written.
-    """
-    from kxray.data.phantom import series
-
-    return series.write(out_dir, kind, count, seed, mix or Mix(), workers, progress)
 
 
 def _pose(view, rng):

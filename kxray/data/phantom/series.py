@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from kxray.data.phantom import film as films
+from kxray.data.phantom.mix import Mix
 
 KINDS = ("thorax", "fillet")
 CHUNK = 25
@@ -62,8 +63,31 @@ def film(kind, seed, index, mix):
     )
 
 
-def write(out_dir, kind, count, seed, mix, workers, progress):
-    """See `kxray.data.phantom.write_phantoms`."""
+def write_phantoms(out_dir, kind, count, seed=0, *, mix=None, workers=None, progress=None):
+    """Writes films, masks and `manifest.csv` below `out_dir`, or finishes what an earlier run began.
+
+    Film i of a seed is the same whatever `count` and `workers` are, so a folder can be made longer later. The
+    two films 2 p and 2 p + 1 of a thorax series show one patient.
+
+    Args:
+        out_dir: folder, made where missing.
+        kind: "thorax" or "fillet".
+        count: number of films.
+        seed: integer >= 0.
+        mix: which films; by default `Mix()`.
+        workers: processes; the cores of this machine by default.
+        progress: called with the number of films done so far.
+
+    Returns:
+        Path of the manifest. Columns for a thorax: path, patient_id, view, position, one 0/1 column a
+        finding, angle, rotation, scale, shift_x, shift_y, spacing, heart_ratio, boxes and masks (JSON); for a
+        fillet: path, patient_id, label, calibre (none, thin, medium, thick), calibre_px, boxes, masks.
+
+    Raises:
+        ValueError: an unknown kind, a count below 1, or a folder that holds other films.
+        OSError: the folder cannot be written.
+    """
+    mix = mix or Mix()
     if kind not in KINDS:
         raise ValueError(f"kind must be {' or '.join(KINDS)}, got {kind!r}")
     if not isinstance(count, (int, np.integer)) or count < 1:
@@ -185,7 +209,7 @@ def serve(job):
 
 def _work(job, todo):
     folder = Path(job["folder"])
-    mix = films.Mix(**{field.name: job[field.name] for field in dataclasses.fields(films.Mix)})
+    mix = Mix(**{field.name: job[field.name] for field in dataclasses.fields(Mix)})
     for chunk, length in todo:
         rows = []
         for index in range(chunk * CHUNK, chunk * CHUNK + length):

@@ -1,0 +1,259 @@
+"""One classifier run, from its films to its report."""
+
+import dataclasses
+import json
+import time
+
+import numpy as np
+import pandas as pd
+
+from training import films as film_tables
+from training import runs, scoring
+
+_PARTS = ("train", "val", "test")
+
+
+class ClassifierJob:
+    """One run, from its films to its report. Every step leaves files that a resumed run picks up."""
+
+    def __init__(self, recipe, task, folder, progress):
+        from kxray.spec import ModelSpec
+
+        self.recipe = recipe
+        self.task = task
+        self.folder = folder
+        self.progress = progress
+        self.spec = ModelSpec(task.model, task.labels, "binary", task.image_size)
+
+    def run(self):
+        import keras
+        import tensorflow as tf
+
+        from kxray import data
+        from training import distribution
+
+        recipe = self.recipe
+        if recipe.deterministic:
+            tf.config.experimental.enable_op_determinism()
+        self.scope, self.replicas = distribution.strategy_scope(recipe.strategy, recipe.batch_size)
+        self.policy = distribution.set_precision(recipe.mixed_precision)
+        keras.utils.set_random_seed(recipe.seed)
+        self.films = film_tables.load(recipe, self.task, self.spec, self.folder, self.progress)
+        tested = self.films.tested
+        grouping = data.film_groups(tested, thumbnails=self.films.thumbnails[tested.index])
+        self.split = film_tables.split_films(recipe, self.task, tested, grouping)
+        self.describe()
+        started = time.monotonic()
+        predictions, model, history = self.folds() if recipe.folds else self.one_split()
+        return self.finish(predictions, model, history, time.monotonic() - started)
+
+    def describe(self):
+        """Writes config.json and split.csv; a resumed run must find the films it was started on."""
+        from kxray import data
+
+        path = self.folder / "config.json"
+        config = json.loads(path.read_text(encoding="utf-8"))
+        fingerprint = data.fingerprint(self.films.table.drop(columns="training_only"))
+        known = config.get("data_fingerprint", fingerprint)
+        if known != fingerprint:
+            raise ValueError(
+                f"the films are not those this run was started on ({known[:12]}, now {fingerprint[:12]}); "
+                "restore them or start a new run"
+            )
+        tested = self.films.tested
+        self.config = config | {
+            "versions": runs.versions(),
+            "data_fingerprint": fingerprint,
+            "split_hash": data.save_split(tested.assign(split=self.split.parts), self.folder / "split.csv"),
+            "split": self.split.facts(),
+            "films": {name: int((tested[self.task.label_column] == name).sum()) for name in self.task.labels},
+            "training_only_films": len(self.films.extra),
+            "replicas": self.replicas,
+            "dtype_policy": self.policy,
+            "notes": [*self.films.notes, *self.split.notes],
+        }
+        runs.write_json(path, self.config)
+
+    # Which films train, validate and test which model
+
+    def one_split(self):
+        """One model: trained, validated and tested on patients of its own part each."""
+        rows = {part: self.films.tested.index[self.split.parts == part].to_numpy() for part in _PARTS}
+        model, history = self.train("model", rows["train"], rows["val"], self.recipe.seed)
+        return self.predictions(model, rows["val"], rows["test"], fold=0), model, history
+
+    def folds(self):
+        """K models that are each tested on one fold, then the model to keep, trained on all of them."""
+        tested = self.films.tested.index.to_numpy()
+        tables = []
+        for fold in range(self.recipe.folds):
+            train, validation = self.validation_split(self.split.parts != fold, self.recipe.seed + fold)
+            name = f"fold {fold + 1} of {self.recipe.folds}"
+            kept = self.folder / "work" / f"fold-{fold}.csv"
+            if not kept.exists():
+                model, _ = self.train(name, train, validation, self.recipe.seed + fold)
+                test = tested[self.split.parts == fold]
+                runs.write_table(kept, self.predictions(model, validation, test, fold))
+            tables.append(pd.read_csv(kept, dtype={"patient_id": str}, keep_default_na=False))
+        train, validation = self.validation_split(np.ones(len(tested), bool), self.recipe.seed)
+        model, history = self.train("final model", train, validation, self.recipe.seed)
+        return pd.concat(tables, ignore_index=True), model, history
+
+    def validation_split(self, members, seed):
+        """Positions (train, validation) of some tested films, with whole patients."""
+        from kxray import data
+
+        table = self.films.tested[members]
+        split = data.patient_split(
+            table,
+            self.task.label_column,
+            val=film_tables.VALIDATION_SHARE,
+            test=0.0,
+            seed=seed,
+            grouping=self.split.grouping.take(members),
+        )
+        rows = table.index.to_numpy()
+        return rows[split.parts == "train"], rows[split.parts == "val"]
+
+    # Training and predicting
+
+    def train(self, name, train_rows, validation_rows, seed):
+        import keras
+
+        from kxray import models
+        from kxray.data import pipeline
+        from kxray.layers import RandomAffine
+        from training.loop import train
+
+        recipe, labels = self.recipe, self.films.labels
+        train_rows = np.concatenate([train_rows, self.films.extra])
+        steps = pipeline.steps_per_epoch(train_rows, recipe.batch_size)
+        targets = labels[:, None]
+
+        def balanced(rows):
+            counts = np.maximum(np.bincount(labels[rows], minlength=len(self.task.labels)), 1)
+            return (len(rows) / (len(counts) * counts))[labels]
+
+        def build():
+            keras.utils.set_random_seed(seed)
+            rate = recipe.learning_rate
+            if recipe.learning_rate_decay == "cosine":
+                rate = keras.optimizers.schedules.CosineDecay(rate, recipe.epochs * steps)
+            with self.scope():
+                model = models.build(self.task.model)
+                model.compile(keras.optimizers.RMSprop(rate), "binary_crossentropy", metrics=["accuracy"])
+            return model
+
+        def batches(first_epoch):
+            return pipeline.training_batches(
+                self.films.inputs,
+                targets,
+                balanced(train_rows),
+                train_rows,
+                batch_size=recipe.batch_size,
+                seed=seed,
+                augment=RandomAffine(
+                    recipe.rotation, recipe.shift, recipe.shift, recipe.shear, recipe.zoom, dtype="float32"
+                ),
+                first_epoch=first_epoch,
+                replicas=self.replicas,
+            )
+
+        validation = pipeline.evaluation_batches(
+            self.films.inputs, targets, balanced(validation_rows), validation_rows, replicas=self.replicas
+        )
+        bar = self.progress.add_task(name, total=recipe.epochs, facts="")
+
+        def on_epoch(done, logs):
+            facts = f"validation loss {logs['val_loss']:.4f}" if logs else ""
+            self.progress.update(bar, completed=done, facts=facts)
+
+        began = time.monotonic()
+        model, history = train(
+            self.folder / "work" / name.replace(" ", "-"),
+            build,
+            batches,
+            validation,
+            epochs=recipe.epochs,
+            steps=steps,
+            log_dir=str(self.folder / "tensorboard" / name.replace(" ", "-")),
+            on_epoch=on_epoch,
+        )
+        best = history.loc[history["val_loss"].idxmin()]
+        facts = f"validation loss {best['val_loss']:.4f} in epoch {best['epoch']:.0f}"
+        self.progress.update(bar, completed=recipe.epochs, facts=facts)
+        if self.progress.disable:
+            self.progress.console.print(f"{name}: {facts}, {time.monotonic() - began:.0f} s", soft_wrap=True)
+        return model, history
+
+    def predictions(self, model, validation_rows, test_rows, fold):
+        """Predictions of a model's validation and test films, calibrated on its validation films."""
+        from kxray.metrics import fit_temperature
+
+        films = self.films
+        logits = scoring.logits_of(model, films.inputs, validation_rows)
+        temperature = fit_temperature(logits, films.labels[validation_rows])
+        parts = []
+        for part, rows in (("val", validation_rows), ("test", test_rows)):
+            logits = scoring.logits_of(model, films.inputs, rows)
+            facts = {"fold": fold, "part": part}
+            parts.append(
+                scoring.prediction_table(
+                    films.table, rows, films.labels, logits, temperature, self.spec, **facts
+                )
+            )
+        return pd.concat(parts, ignore_index=True)
+
+    # What is left behind
+
+    def finish(self, predictions, model, history, seconds):
+        from kxray import metrics
+        from serving.export import export
+        from training.report.classifier import write_report
+
+        folder = self.folder
+        test = predictions[predictions["part"] == "test"]
+        # With folds, the kept model is calibrated on predictions that no model made of films it had seen.
+        calibration = test if self.recipe.folds else predictions[predictions["part"] == "val"]
+        labels, logits, _ = scoring.columns_of(calibration, self.spec)
+        temperature = metrics.fit_temperature(logits, labels)
+        thresholds = metrics.decision_thresholds(
+            scoring.probabilities_of(logits, temperature), labels, self.task.labels
+        )
+        scores = scoring.scores_of(test, self.spec, self.recipe.seed)
+        scores["baseline"] = scoring.baseline_scores(test, self.films, self.spec, self.recipe.seed)
+        scores["minutes"] = round(seconds / 60, 2)
+        scores["calibration"] = {
+            "temperature": temperature,
+            "thresholds": thresholds,
+            "fitted_on": "out-of-fold test films" if self.recipe.folds else "validation films",
+        }
+        spec = dataclasses.replace(
+            self.spec,
+            temperature=temperature,
+            thresholds=thresholds,
+            provenance={
+                "recipe": self.task.name,
+                "trained": time.strftime("%Y-%m-%d"),
+                "data_fingerprint": self.config["data_fingerprint"],
+                "split_hash": self.config["split_hash"],
+                "films": self.config["films"],
+                "training_only_films": self.config["training_only_films"],
+                "kxray": self.config["versions"]["kxray"],
+                "keras": self.config["versions"]["keras"],
+                "calibration_fitted_on": scores["calibration"]["fitted_on"],
+                "balanced_accuracy": scores["balanced_accuracy"],
+                "score_conditions": scores["conditions"],
+            },
+        )
+        runs.write_table(folder / "predictions.csv", test.drop(columns=["part"]))
+        runs.write_table(folder / "history.csv", history)
+        runs.write_text(folder / "spec.json", spec.to_json())
+        with runs.replacing(folder / "model.keras") as temporary:
+            model.save(temporary)
+        write_report(folder, spec, self.config, scores, predictions, history)
+        to = self.recipe.export or folder / "saved_models" / self.task.name
+        scores["saved_model"] = str(export(folder, to))
+        # Last: a run that has metrics.json is complete.
+        runs.write_json(folder / "metrics.json", scores)
+        return scores
