@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from kxray.io.files import replacing
+
 DEFAULT_PHANTOMS = 400
 TEST_SHARE = 0.2
 VALIDATION_SHARE = 1 / 6
@@ -226,9 +228,8 @@ class _Measurements:
         self.count += 1
 
     def save(self, path):
-        from training import runs
 
-        with runs.replacing(path) as temporary:
+        with replacing(path) as temporary:
             np.savez(temporary, thumbnails=self.thumbnails, features=self.features)
 
     def read(self, path):

@@ -7,6 +7,7 @@ import time
 import numpy as np
 import pandas as pd
 
+from kxray.io.files import replacing, write_whole
 from training import films as film_tables
 from training import runs, scoring
 
@@ -248,8 +249,8 @@ class ClassifierJob:
         )
         runs.write_table(folder / "predictions.csv", test.drop(columns=["part"]))
         runs.write_table(folder / "history.csv", history)
-        runs.write_text(folder / "spec.json", spec.to_json())
-        with runs.replacing(folder / "model.keras") as temporary:
+        write_whole(folder / "spec.json", spec.to_json())
+        with replacing(folder / "model.keras") as temporary:
             model.save(temporary)
         write_report(folder, spec, self.config, scores, predictions, history)
         to = self.recipe.export or folder / "saved_models" / self.task.name

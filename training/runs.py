@@ -7,8 +7,9 @@ import os
 import platform
 import re
 import shutil
-import tempfile
 from pathlib import Path
+
+from kxray.io.files import replacing, write_whole
 
 
 def default_folder(recipe_name, source_name, root="runs") -> Path:
@@ -79,28 +80,8 @@ def versions() -> dict:
     }
 
 
-@contextlib.contextmanager
-def replacing(path):
-    """Gives a temporary name beside `path`, which takes its place if the block succeeds."""
-    path = Path(path)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    try:
-        yield Path(temporary)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-
-
-def write_text(path, text) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
 def write_json(path, value) -> None:
-    write_text(path, json.dumps(_plain(value), indent=2, allow_nan=False) + "\n")
+    write_whole(path, json.dumps(_plain(value), indent=2, allow_nan=False) + "\n")
 
 
 def write_table(path, table) -> None:

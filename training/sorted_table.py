@@ -6,6 +6,7 @@ import json
 import os
 from pathlib import Path
 
+from kxray.io.files import replacing
 from training import runs
 
 COLUMNS = ("path", "view", "probability", "decision", "reason")
@@ -75,7 +76,7 @@ def _csv(rows) -> str:
 
 
 def write_rows(path, rows) -> None:
-    with runs.replacing(path) as temporary:
+    with replacing(path) as temporary:
         temporary.write_text(_csv([COLUMNS, *rows]), encoding="utf-8", errors="surrogateescape", newline="")
 
 

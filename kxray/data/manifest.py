@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from kxray.io.files import write_whole
+
 BOX_FIELDS = ("finding", "x", "y", "width", "height")
 TEXT_COLUMNS = ("path", "patient_id", "label", "view", "split")
 # Columns that describe the film, its patient or a phantom's geometry; a 0 or 1 in them is not a finding.
@@ -256,16 +258,9 @@ def write_manifest(table: pd.DataFrame, csv_path) -> None:
 
 
 def write_text(path, text: str) -> None:
-    """Writes a text file under a temporary name, then renames: a reader sees all of it or none."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Writes a text file whole or not at all, in a folder that is made where missing."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, text)
 
 
 def row_numbers(table: pd.DataFrame) -> list[int]:

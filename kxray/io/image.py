@@ -2,18 +2,16 @@
 
 import contextlib
 import io
-import os
 import struct
-import tempfile
 import threading
 import zlib
-from pathlib import Path
 
 import numpy as np
 import tifffile
 from PIL import Image, ImageFile
 
 from kxray.io.codestream import parse_jpeg
+from kxray.io.files import write_whole
 from kxray.io.film import Film, FilmError, check_size
 
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
@@ -132,20 +130,7 @@ def encode_png16(pixels: np.ndarray) -> bytes:
 
 def write_png16(path, pixels: np.ndarray) -> None:
     """Writes `encode_png16(pixels)` to `path`; a reader sees the whole file or none."""
-    path = Path(path)
-    data = encode_png16(pixels)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
+    write_whole(path, encode_png16(pixels))
 
 
 def _png_chunks(data, name):

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from kxray.io.film import FilmError
 from kxray.io.read import read_image, sniff
 from kxray.io.readers import choose_dicom_reader
-from kxray.io.worker import WorkerProcess
+from kxray.io.worker import NotImportable, WorkerProcess
 
 MODES = ("auto", "threads", "processes")
 # A worker takes about half a second to start: below this many DICOM films threads are done earlier.
@@ -115,10 +115,18 @@ def _thread_reader(transform, reader):
 @contextlib.contextmanager
 def _process_pool(workers, transform):
     """Yields a function that reads one film in whichever worker process is idle."""
-    there, here = (transform, None) if _importable(transform) else (None, transform)
+    in_worker = _importable(transform)
     idle, started, closing = queue.SimpleQueue(), [], threading.Event()
     for _ in range(workers):
         idle.put(None)
+
+    def start():
+        nonlocal in_worker
+        try:
+            return WorkerProcess(transform if in_worker else None)
+        except NotImportable:
+            in_worker = False
+            return WorkerProcess(None)
 
     def read(path):
         worker = idle.get()
@@ -126,16 +134,16 @@ def _process_pool(workers, transform):
             if closing.is_set():
                 raise concurrent.futures.CancelledError
             if worker is None or not worker.alive:
-                worker = WorkerProcess(there)
+                worker = start()
                 started.append(worker)
                 if closing.is_set():
                     worker.close()
             result = worker.read(path)
         finally:
             idle.put(worker)
-        if here is not None and not isinstance(result, FilmError):
+        if transform is not None and not in_worker and not isinstance(result, FilmError):
             try:
-                return here(result)
+                return transform(result)
             except FilmError as error:
                 return error
         return result

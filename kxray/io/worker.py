@@ -26,7 +26,12 @@ from kxray.io.film import FilmError
 _KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**28), "MALLOC_TRIM_THRESHOLD_": str(2**29)}
 _LENGTH = struct.Struct("<Q")
 _READY = "ready"
+_NOT_IMPORTABLE = "the transform cannot be imported"
 _START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from kxray.io.worker import serve; serve()"
+
+
+class NotImportable(Exception):
+    """The transform cannot be imported in a worker process."""
 
 
 class WorkerProcess:
@@ -36,6 +41,7 @@ class WorkerProcess:
         transform: function of a Film, importable by name, run in the worker; or None.
 
     Raises:
+        NotImportable: the worker cannot import the transform.
         RuntimeError: the worker did not start.
     """
 
@@ -57,6 +63,9 @@ class WorkerProcess:
             answer = _receive(self._process.stdout)
         except (OSError, EOFError):
             answer = f"it ended with status {self._process.wait()}"
+        if answer == _NOT_IMPORTABLE:
+            self.close()
+            raise NotImportable
         if answer != _READY:
             self.close()
             raise RuntimeError(f"a film-reading worker process did not start: {answer}")
@@ -124,10 +133,10 @@ def _serve(requests, answers, shared):
 
     try:
         transform = _receive(requests)
-    except Exception as error:
-        if isinstance(error, EOFError):
-            raise
-        _send(answers, f"its transform cannot be imported ({type(error).__name__}: {error})")
+    except EOFError:
+        raise
+    except Exception:  # whatever importing somebody's module raises
+        _send(answers, _NOT_IMPORTABLE)
         return
     _send(answers, _READY)
     while True:

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 
+from kxray.io.files import replacing
 from training import options, runs
 from training.options import option
 
@@ -99,7 +100,7 @@ def test_an_existing_run_is_never_written_over(tmp_path):
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
     path = tmp_path / "scores.json"
     runs.write_json(path, {"value": 1})
-    with pytest.raises(RuntimeError), runs.replacing(path) as temporary:
+    with pytest.raises(RuntimeError), replacing(path) as temporary:
         temporary.write_text("half")
         assert temporary.suffix == ".json" and temporary.name.startswith("."), "Keras looks at the suffix"
         raise RuntimeError

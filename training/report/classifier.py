@@ -4,7 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from training import runs, scoring
+from kxray.io.files import write_whole
+from training import scoring
 from training.report import plots
 
 FILMS_SHOWN = 24
@@ -49,7 +50,7 @@ def write_report(folder, spec, config, scores, predictions, history) -> Path:
         uncertain=_sheet(test[test["predicted"] == test["label"]], spec),
     )
     path = Path(folder) / "report.html"
-    runs.write_text(path, page)
+    write_whole(path, page)
     return path
 
 

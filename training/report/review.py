@@ -5,7 +5,7 @@ import io
 import os
 from pathlib import Path
 
-from training import runs
+from kxray.io.files import write_whole
 from training.sorted_table import CORRECTED, read_facts, read_rows
 
 SIDE = 220
@@ -49,7 +49,7 @@ def write_review(out, count) -> Path:
     page = environment.get_template("review.html.j2").render(films=films, labels=labels, table=out.name)
     path = out.with_name(f"{out.stem}.review.html")
     # A name that is not UTF-8 cannot be shown; its film is corrected in the table itself.
-    runs.write_text(path, page.encode("utf-8", "replace").decode("utf-8"))
+    write_whole(path, page.encode("utf-8", "replace").decode("utf-8"))
     return path
 
 

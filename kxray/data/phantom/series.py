@@ -20,6 +20,7 @@ import numpy as np
 
 from kxray.data.phantom import film as films
 from kxray.data.phantom.mix import Mix
+from kxray.io.files import write_whole
 
 KINDS = ("thorax", "fillet")
 CHUNK = 25
@@ -112,7 +113,7 @@ def write_phantoms(out_dir, kind, count, seed=0, *, mix=None, workers=None, prog
         if progress is not None:
             progress(done)
     rows = [row for k, length in chunks for row in _read_part(folder, k)[:length]]
-    _replace(folder / "manifest.csv", _csv(rows).encode())
+    write_whole(folder / "manifest.csv", _csv(rows).encode())
     return folder / "manifest.csv"
 
 
@@ -138,7 +139,7 @@ def _claim(folder, options):
         raise ValueError(f"{folder} holds a manifest.csv of other films; choose another folder")
     for name in ("films", "masks", ".parts"):
         (folder / name).mkdir(exist_ok=True)
-    _replace(note, (json.dumps(options, indent=2) + "\n").encode())
+    write_whole(note, (json.dumps(options, indent=2) + "\n").encode())
 
 
 def _in_processes(job, todo, workers):
@@ -215,7 +216,7 @@ def _work(job, todo):
         for index in range(chunk * CHUNK, chunk * CHUNK + length):
             rows.append(write_film(folder, job["kind"], job["seed"], index, mix))
             yield
-        _replace(folder / ".parts" / f"{chunk:06d}.csv", _csv(rows).encode())
+        write_whole(folder / ".parts" / f"{chunk:06d}.csv", _csv(rows).encode())
 
 
 def write_film(folder, kind, seed, index, mix):
@@ -225,7 +226,7 @@ def write_film(folder, kind, seed, index, mix):
     path = f"films/{name}.{'png' if mix.format == 'png' else 'dcm'}"
     masks = {finding: f"masks/{name}_{finding}.png" for finding, mask in made.masks.items() if mask.any()}
     for finding, where in masks.items():
-        _replace(folder / where, png(made.masks[finding].astype(np.uint8) * 255))
+        write_whole(folder / where, png(made.masks[finding].astype(np.uint8) * 255))
     boxes = [
         {"finding": finding, **dict(zip(("x", "y", "width", "height"), box, strict=True))}
         for finding, box in made.boxes.items()
@@ -254,7 +255,7 @@ def write_film(folder, kind, seed, index, mix):
         from kxray.data.phantom.dicom import dicom
 
         content = dicom(made, row["patient_id"], seed, index)
-    _replace(folder / path, content)
+    write_whole(folder / path, content)
     return row
 
 
@@ -292,12 +293,3 @@ def _read_part(folder, chunk):
     return rows if all((folder / row["path"]).exists() for row in rows) else []
 
 
-def _replace(path, content):
-    """Writes a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
