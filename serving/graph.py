@@ -74,7 +74,11 @@ def endpoints(model, spec, methods):
     def predict_pixels(pixels):
         with tf.control_dependencies(_pixel_checks(pixels)):
             pixels = tf.identity(pixels)
-        return answer(prepare(pixels))[1]
+        ready = tf.reduce_all(tf.shape(pixels)[1:3] == (height, width))
+        images = tf.cond(
+            ready, lambda: tf.ensure_shape(pixels, (None, height, width, 1)), lambda: prepare(pixels)
+        )
+        return answer(images)[1]
 
     def explain_by(method):
         maps_of = explainer(model, method)

@@ -124,7 +124,7 @@ class ClassifierJob:
         from kxray import models
         from kxray.data import pipeline
         from kxray.layers import RandomAffine
-        from training.loop import train
+        from training import loop
 
         recipe, labels = self.recipe, self.films.labels
         train_rows = np.concatenate([train_rows, self.films.extra])
@@ -142,7 +142,12 @@ class ClassifierJob:
                 rate = keras.optimizers.schedules.CosineDecay(rate, recipe.epochs * steps)
             with self.scope():
                 model = models.build(self.task.model)
-                model.compile(keras.optimizers.RMSprop(rate), "binary_crossentropy", metrics=["accuracy"])
+                model.compile(
+                    keras.optimizers.RMSprop(rate),
+                    "binary_crossentropy",
+                    metrics=["accuracy"],
+                    steps_per_execution=loop.steps_per_execution(steps),
+                )
             return model
 
         def batches(first_epoch):
@@ -170,7 +175,7 @@ class ClassifierJob:
             self.progress.update(bar, completed=done, facts=facts)
 
         began = time.monotonic()
-        model, history = train(
+        model, history = loop.train(
             self.folder / "work" / name.replace(" ", "-"),
             build,
             batches,

@@ -13,6 +13,15 @@ import pandas as pd
 from training import runs
 
 
+def steps_per_execution(steps, most=16) -> int:
+    """How many steps to run between two looks from Python: the largest divisor of `steps` up to `most`.
+
+    A divisor, because Keras runs a started execution to its end: any other number would carry steps of one
+    epoch into the next, and a resumed run would see other batches.
+    """
+    return max(number for number in range(1, most + 1) if steps % number == 0)
+
+
 def train(folder, build, batches, validation, *, epochs, steps, log_dir=None, on_epoch=None, save_every=10.0):
     """Trains a compiled model and keeps the weights of its lowest validation loss.
 
@@ -83,7 +92,7 @@ class _StopAtNan(keras.callbacks.Callback):
         loss = (logs or {}).get("loss", 0.0)
         if not math.isfinite(loss):
             raise ValueError(
-                f"the training loss became {loss} in epoch {self.epoch + 1}, step {batch + 1}; "
+                f"the training loss became {loss} in epoch {self.epoch + 1} by step {batch + 1}; "
                 "lower --learning-rate, or train without --mixed-precision"
             )
 

@@ -1,5 +1,6 @@
 """Sorts an archive of films by view: `python -m training.sort --model MODEL --input DIR --out sorted.csv`."""
 
+import concurrent.futures
 import os
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from training import shell
 from training.shell import program
 from training.sorted_table import SortedTable, enter_corrections, read_rows
 
-BATCH = 64
+BATCH = 128
 
 
 @click.command(context_settings={"max_content_width": 100})
@@ -128,28 +129,45 @@ def find_files(source, leave_out=()) -> list[str]:
 
 
 def predict_rows(predictor, paths, *, workers=None, dicom_reader="auto"):
-    """Streams films through a model: yields lists of rows (path, view, probability, decision, reason)."""
+    """Streams films through a model: yields lists of rows (path, view, probability, decision, reason).
+
+    One batch is predicted while the next is being read.
+    """
+    with concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="kxray-predict") as executor:
+        predicting = None
+        for batch in _batches(paths, predictor.spec, workers, dicom_reader):
+            before, predicting = predicting, executor.submit(_predicted, predictor, batch)
+            if before is not None:
+                yield before.result()
+        if predicting is not None:
+            yield predicting.result()
+
+
+def _batches(paths, spec, workers, dicom_reader):
+    """Lists of up to BATCH pairs (path, network input or FilmError)."""
     from kxray.data.pipeline import stream_inputs
+
+    batch = []
+    for index, result in stream_inputs(paths, spec, workers=workers, dicom_reader=dicom_reader):
+        batch.append((paths[index], result))
+        if len(batch) == BATCH:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _predicted(predictor, batch):
     from kxray.io import FilmError
 
-    rows, pixels = [], []
-
-    def predicted():
-        answers = iter(predictor(pixels)) if pixels else iter(())
-        return [row if row[-1] else _row(row[0], next(answers), predictor.spec) for row in rows]
-
-    stream = stream_inputs(paths, predictor.spec, workers=workers, dicom_reader=dicom_reader)
-    for index, result in stream:
-        if isinstance(result, FilmError):
-            rows.append((paths[index], "", "", "", str(result)))
-        else:
-            rows.append((paths[index], "", "", "", ""))
-            pixels.append(result)
-        if len(rows) == BATCH:
-            yield predicted()
-            rows, pixels = [], []
-    if rows:
-        yield predicted()
+    pixels = [result for _, result in batch if not isinstance(result, FilmError)]
+    answers = iter(predictor(pixels)) if pixels else iter(())
+    return [
+        (path, "", "", "", str(result))
+        if isinstance(result, FilmError)
+        else _row(path, next(answers), predictor.spec)
+        for path, result in batch
+    ]
 
 
 def _row(path, probabilities, spec):

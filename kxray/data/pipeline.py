@@ -249,7 +249,7 @@ def training_batches(
 
     epochs = tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max)
     dataset = epochs.flat_map(one_epoch).map(prepare, num_parallel_calls=2)
-    return _unsharded(dataset.prefetch(4))
+    return _with_options(dataset.prefetch(4))
 
 
 def evaluation_batches(inputs: NetworkInputs, labels, weights, indices, *, batch_size=128, replicas=1):
@@ -268,7 +268,7 @@ def evaluation_batches(inputs: NetworkInputs, labels, weights, indices, *, batch
             (pixels, tf.gather(labels, chosen), tf.gather(weights, chosen)), replicas
         )
     )
-    return _unsharded(dataset.apply(tf.data.experimental.assert_cardinality(len(rows))).prefetch(2))
+    return _with_options(dataset.apply(tf.data.experimental.assert_cardinality(len(rows))).prefetch(2))
 
 
 def _shared_out(batch, replicas):
@@ -327,10 +327,15 @@ def _fetcher(inputs, batch_size):
     return streamed
 
 
-def _unsharded(dataset):
-    """Every replica reads its part of each batch; files are not split between workers."""
+def _with_options(dataset):
+    """Every replica reads its part of each batch, files are not split between workers; nothing is autotuned.
+
+    The autotuner's thread wakes after 10, 20, 40, ... ms, and destroying an iterator waits for it: training
+    for 45 s would end after 82 s. Parallelism and prefetching are set here, so there is nothing to tune.
+    """
     import tensorflow as tf
 
     options = tf.data.Options()
+    options.autotune.enabled = False
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     return dataset.with_options(options)

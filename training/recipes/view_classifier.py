@@ -26,7 +26,7 @@ PRESETS = {
 
 @dataclass(frozen=True)
 class Recipe(ClassifierOptions):
-    epochs: int = option(100, "Passes over the training films.", low=1)
+    epochs: int = option(200, "Passes over the training films.", low=1)
     preset: str | None = option(
         None, "A named set of options; what is given beside it wins.", choices=tuple(PRESETS)
     )
