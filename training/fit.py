@@ -32,7 +32,7 @@ class RecipeGroup(click.Group):
             module.run(recipe, given)
 
         command = click.command(name, help=module.__doc__, context_settings={"max_content_width": 100})(body)
-        for decorate in reversed(options.click_options(module.Recipe)):
+        for decorate in options.click_options(module.Recipe):
             command = decorate(command)
         return command
 

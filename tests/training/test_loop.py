@@ -190,5 +190,5 @@ def test_a_loss_that_is_not_a_number_is_named_at_once(tmp_path, validation, brok
 
         return tf.data.Dataset.zip(tf.data.Dataset.range(10**6), batches(first_epoch)).map(one)
 
-    with pytest.raises(ValueError, match=r"the training loss became (nan|inf) in epoch 2, step 3; lower"):
+    with pytest.raises(ValueError, match=r"the training loss became (nan|inf) in epoch 2 by step 3; lower"):
         run(tmp_path, validation, batches=breaking)

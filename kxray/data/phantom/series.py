@@ -291,5 +291,3 @@ def _read_part(folder, chunk):
     except FileNotFoundError:
         return []
     return rows if all((folder / row["path"]).exists() for row in rows) else []
-
-
