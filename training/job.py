@@ -95,7 +95,7 @@ class ClassifierJob:
                 model, _ = self.train(name, train, validation, self.recipe.seed + fold)
                 test = tested[self.split.parts == fold]
                 runs.write_table(kept, self.predictions(model, validation, test, fold))
-            tables.append(pd.read_csv(kept, dtype={"patient_id": str}, keep_default_na=False))
+            tables.append(pd.read_csv(kept, dtype={"patient_id": str, "group": str}, keep_default_na=False))
         train, validation = self.validation_split(np.ones(len(tested), bool), self.recipe.seed)
         model, history = self.train("final model", train, validation, self.recipe.seed)
         return pd.concat(tables, ignore_index=True), model, history
@@ -146,7 +146,8 @@ class ClassifierJob:
                     keras.optimizers.RMSprop(rate),
                     "binary_crossentropy",
                     metrics=["accuracy"],
-                    steps_per_execution=loop.steps_per_execution(steps),
+                    # Keras's loop over several steps does not run under MirroredStrategy.
+                    steps_per_execution=loop.steps_per_execution(steps) if self.replicas == 1 else 1,
                 )
             return model
 
@@ -199,10 +200,11 @@ class ClassifierJob:
         films = self.films
         logits = scoring.logits_of(model, films.inputs, validation_rows)
         temperature = fit_temperature(logits, films.labels[validation_rows])
+        groups = pd.Series(self.split.grouping.groups, index=films.tested.index)
         parts = []
         for part, rows in (("val", validation_rows), ("test", test_rows)):
             logits = scoring.logits_of(model, films.inputs, rows)
-            facts = {"fold": fold, "part": part}
+            facts = {"fold": fold, "part": part, "group": groups[rows].to_numpy()}
             parts.append(
                 scoring.prediction_table(
                     films.table, rows, films.labels, logits, temperature, self.spec, **facts
@@ -226,7 +228,7 @@ class ClassifierJob:
         thresholds = metrics.decision_thresholds(
             scoring.probabilities_of(logits, temperature), labels, self.task.labels
         )
-        scores = scoring.scores_of(test, self.spec, self.recipe.seed)
+        scores = scoring.scores_of(test, self.spec, self.recipe.seed, self.split.grouping.kind)
         scores["baseline"] = scoring.baseline_scores(test, self.films, self.spec, self.recipe.seed)
         scores["minutes"] = round(seconds / 60, 2)
         scores["calibration"] = {

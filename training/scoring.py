@@ -60,13 +60,17 @@ def columns_of(predictions, spec):
     return labels, predictions[units].to_numpy(float), predictions[names].to_numpy(float)
 
 
-def scores_of(predictions, spec, seed) -> dict:
-    """Scores of a prediction table with 95% intervals, over all its films and fold by fold."""
+def scores_of(predictions, spec, seed, grouped_by) -> dict:
+    """Scores of a prediction table with 95% intervals, over all its films and fold by fold.
+
+    Intervals resample the groups that the split kept together: patients, or near-duplicates where patients
+    are unknown (`grouped_by`, the kind of a `kxray.data.Grouping`).
+    """
     from kxray import metrics
 
     labels, logits, probabilities = columns_of(predictions, spec)
-    patients = predictions["patient_id"].where(predictions["patient_id"] != "", predictions["path"])
-    scores = metrics.classification_scores(labels, probabilities, patients, spec.labels, seed=seed)
+    groups = predictions["group"]
+    scores = metrics.classification_scores(labels, probabilities, groups, spec.labels, seed=seed)
     scores["expected_calibration_error"] = {
         "calibrated": metrics.expected_calibration_error(probabilities, labels),
         "uncalibrated": metrics.expected_calibration_error(probabilities_of(logits, 1.0), labels),
@@ -86,8 +90,13 @@ def scores_of(predictions, spec, seed) -> dict:
     scores["balanced_accuracy"]["sd_over_folds"] = (
         float(np.std(by_fold, ddof=1)) if len(by_fold) > 1 else None
     )
-    how = f"{len(by_fold)} patient-grouped folds" if len(by_fold) > 1 else "patient-grouped test split"
-    scores["conditions"] = f"{how}, {scores['films']} films, {scores['patients']} patients, seed {seed}"
+    kind, unit = (
+        ("patient", "patients")
+        if grouped_by.startswith("patient")
+        else ("near-duplicate", "near-duplicate groups, patients unknown")
+    )
+    how = f"{len(by_fold)} {kind}-grouped folds" if len(by_fold) > 1 else f"{kind}-grouped test split"
+    scores["conditions"] = f"{how}, {scores['films']} films, {scores['patients']} {unit}, seed {seed}"
     return scores
 
 
@@ -104,5 +113,5 @@ def baseline_scores(predictions, films, spec, seed) -> dict:
     )
     tested = pd.Series(np.arange(len(known)), index=known)[predictions["position"]].to_numpy()
     labels, _, _ = columns_of(predictions, spec)
-    patients = predictions["patient_id"].where(predictions["patient_id"] != "", predictions["path"])
-    return metrics.classification_scores(labels, probabilities[tested], patients, spec.labels, seed=seed)
+    groups = predictions["group"]
+    return metrics.classification_scores(labels, probabilities[tested], groups, spec.labels, seed=seed)
