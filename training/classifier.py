@@ -35,7 +35,7 @@ class ClassifierOptions:
     folds: int = option(
         0,
         "0: one split into train, validation and test. K: every film is tested once by a model that saw no "
-        "film of its patient; then a final model is trained on all.",
+        "film of its patient; then a final model is trained on all but the sixth that chooses its epoch.",
         low=0,
         high=50,
     )
@@ -155,7 +155,8 @@ def _resumed(recipe, given):
 def _dry_run(recipe, task, console):
     console.print_json(json.dumps({"recipe": task.name, "options": options.as_json(recipe)}))
     if recipe.data is None:
-        console.print(f"would generate {recipe.phantoms or DEFAULT_PHANTOMS} {task.phantom_kind} phantoms")
+        count = DEFAULT_PHANTOMS if recipe.phantoms is None else recipe.phantoms
+        console.print(f"would generate {count} {task.phantom_kind} phantoms")
         return None
     table, skipped, notes = film_tables.read_labelled(recipe.data, task, recipe.skip_bad)
     counts = table[task.label_column].value_counts()

@@ -172,9 +172,14 @@ def load(recipe, task, spec, folder, progress) -> RunFilms:
         data.write_skipped(problems, folder / "skipped.csv")
         notes.append(f"{len(problems)} broken rows were left out; skipped.csv lists them")
     table = table.drop(index=list(inputs.errors))
-    table, dropped = _without_copies(table, measured.thumbnails, audit)
+    table, dropped = _without_leaks(table, measured.thumbnails, audit)
     if dropped:
-        notes.append(f"{dropped} extra training films resemble films of the data set and were left out")
+        notes.append(
+            f"{dropped} extra training films were left out: they show tested patients or copy tested films"
+        )
+    unknown = int((table["training_only"] & (table["patient_id"] == "")).sum())
+    if unknown:
+        notes.append(f"{unknown} extra training films have no patient id: they may show tested patients")
     labels = np.zeros(len(inputs), int)
     labels[table.index] = [task.labels.index(label) for label in table[task.label_column]]
     return RunFilms(table, inputs, labels, measured.features, measured.thumbnails, tuple(notes))
@@ -237,16 +242,47 @@ class _Measurements:
             self.thumbnails, self.features = kept["thumbnails"], kept["features"]
 
 
-def _without_copies(table, thumbnails, audit):
-    """Leaves out corrected films that show what a tested film shows: training on them would be a leak."""
+def _without_leaks(table, thumbnails, audit):
+    """Leaves out extra films of tested patients and copies of tested films: they would leak into training."""
     if not table["training_only"].any():
         return table, 0
     positions = table.index.to_numpy()
+    tested = set(table["patient_id"][~table["training_only"]]) - {""}
+    of_tested = (table["training_only"] & table["patient_id"].isin(tested)).to_numpy()
     pairs, _ = audit.near_duplicate_pairs(thumbnails[positions])
     extra = table["training_only"].to_numpy()
     crossing = pairs[extra[pairs].sum(axis=1) == 1] if len(pairs) else np.empty((0, 2), int)
     copies = np.unique(crossing[extra[crossing]]) if len(crossing) else []
-    return table.drop(index=positions[copies]), len(copies)
+    leaks = np.union1d(copies, np.flatnonzero(of_tested)).astype(int)
+    return table.drop(index=positions[leaks]), len(leaks)
+
+
+def _given_split(recipe, task, table, grouping):
+    """The parts that the source prescribes; validation films come out of train where it names none."""
+    from kxray import data
+
+    split = data.given_split(table, grouping=grouping)
+    missing = [part for part in ("train", "test") if part not in split.parts]
+    if missing:
+        raise ValueError(
+            f"the source's split has no {' and no '.join(missing)} films, only "
+            f"{', '.join(sorted(set(split.parts)))}; name both parts, or use --folds"
+        )
+    if "val" in split.parts:
+        return split
+    train = split.parts == "train"
+    inner = data.patient_split(
+        table[train],
+        task.label_column,
+        val=VALIDATION_SHARE,
+        test=0.0,
+        seed=recipe.seed,
+        grouping=split.grouping.take(train),
+    )
+    parts = split.parts.astype("U5")
+    parts[train] = inner.parts
+    note = "the source has no validation part: one was cut out of its train part"
+    return dataclasses.replace(split, parts=parts, notes=(*split.notes, note))
 
 
 def split_films(recipe, task, table, grouping):
@@ -258,7 +294,7 @@ def split_films(recipe, task, table, grouping):
     if recipe.folds:
         return data.patient_folds(table, task.label_column, recipe.folds, recipe.seed, grouping=grouping)
     if "split" in table.columns and (table["split"] != "").all():
-        return data.given_split(table, grouping=grouping)
+        return _given_split(recipe, task, table, grouping)
     validation = VALIDATION_SHARE * (1 - TEST_SHARE)
     return data.patient_split(
         table, task.label_column, val=validation, test=TEST_SHARE, seed=recipe.seed, grouping=grouping

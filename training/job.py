@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -34,6 +35,9 @@ class ClassifierJob:
         from training import distribution
 
         recipe = self.recipe
+        if recipe.export is not None:
+            # Found out now, not after the training.
+            Path(recipe.export).mkdir(parents=True, exist_ok=True)
         if recipe.deterministic:
             tf.config.experimental.enable_op_determinism()
         self.scope, self.replicas = distribution.strategy_scope(recipe.strategy, recipe.batch_size)
@@ -84,7 +88,7 @@ class ClassifierJob:
         return self.predictions(model, rows["val"], rows["test"], fold=0), model, history
 
     def folds(self):
-        """K models that are each tested on one fold, then the model to keep, trained on all of them."""
+        """K models that are each tested on one fold, then the model to keep, trained and validated on all."""
         tested = self.films.tested.index.to_numpy()
         tables = []
         for fold in range(self.recipe.folds):
@@ -214,6 +218,14 @@ class ClassifierJob:
 
     # What is left behind
 
+    def exported_once(self, export) -> str:
+        """Exports the run, or finds what it had exported before it was killed."""
+        note = self.folder / "work" / "exported.txt"
+        if not note.exists() or not Path(note.read_text(encoding="utf-8")).is_dir():
+            to = self.recipe.export or self.folder / "saved_models" / self.task.name
+            write_whole(note, str(export(self.folder, to)))
+        return note.read_text(encoding="utf-8")
+
     def finish(self, predictions, model, history, seconds):
         from kxray import metrics
         from serving.export import export
@@ -260,8 +272,7 @@ class ClassifierJob:
         with replacing(folder / "model.keras") as temporary:
             model.save(temporary)
         write_report(folder, spec, self.config, scores, predictions, history)
-        to = self.recipe.export or folder / "saved_models" / self.task.name
-        scores["saved_model"] = str(export(folder, to))
+        scores["saved_model"] = self.exported_once(export)
         # Last: a run that has metrics.json is complete.
         runs.write_json(folder / "metrics.json", scores)
         return scores

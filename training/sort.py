@@ -54,6 +54,8 @@ def main(model, source, out, link_into, review, corrections, workers, dicom_read
             "nothing to do: give --model and --input to sort films, or --corrections to enter them"
         )
     out = Path(out)
+    if out.is_dir():
+        raise ValueError(f"{out} is a folder; --out names the CSV to write, for example {out / 'sorted.csv'}")
     if source is not None:
         if model is None:
             raise ValueError("--input needs --model, a run folder or a SavedModel")
@@ -124,8 +126,17 @@ def find_files(source, leave_out=()) -> list[str]:
             for name in subfolders
             if not name.startswith(".") and os.path.realpath(os.path.join(folder, name)) not in leave_out
         )
-        found += [os.path.join(folder, name) for name in sorted(names) if not name.startswith(".")]
+        paths = [os.path.join(folder, name) for name in sorted(names) if not name.startswith(".")]
+        found += [path for path in paths if not _links_inside(path, source)]
     return found
+
+
+def _links_inside(path, source):
+    """Whether a file is a link to another file that the search finds by itself, as --link-into makes them."""
+    if not os.path.islink(path):
+        return False
+    inside = os.path.relpath(os.path.realpath(path), os.path.realpath(source))
+    return not any(part.startswith(".") for part in Path(inside).parts)
 
 
 def predict_rows(predictor, paths, *, workers=None, dicom_reader="auto"):
@@ -175,6 +186,13 @@ def _row(path, probabilities, spec):
     return path, spec.labels[best], f"{probabilities[best]:.6f}", spec.decide(probabilities.tolist()), ""
 
 
+def _taken(link, target, targets):
+    """Whether the name holds something that is neither our link to this film nor one we are about to move."""
+    if not os.path.lexists(link):
+        return False
+    return not (os.path.islink(link) and (os.readlink(link) == target or os.readlink(link) in targets))
+
+
 def link_films(out, folder) -> int:
     """Links every film of a sorted table into a subfolder named by its decision; films keep their names.
 
@@ -192,7 +210,7 @@ def link_films(out, folder) -> int:
         if not decision:
             continue
         link, number = folder / decision / Path(path).name, 1
-        while link in wanted:
+        while link in wanted or _taken(link, target, targets):
             number += 1
             link = link.with_name(f"{Path(path).stem}-{number}{Path(path).suffix}")
         wanted[link] = target

@@ -23,6 +23,9 @@ class SortedTable:
         self.out.parent.mkdir(parents=True, exist_ok=True)
         begun = self.part if self.part.exists() else self.out
         self.rows = read_rows(begun) if begun.exists() else []
+        if begun == self.out:
+            # A finished table is continued: what could not be read may have been mended since.
+            self.rows = [row for row in self.rows if row[3]]
         self.known = {row[0] for row in self.rows}
         if self.rows and read_facts(self.out)["sha256"] != predictor.digest:
             raise ValueError(
@@ -71,7 +74,10 @@ class SortedTable:
 
 def _csv(rows) -> str:
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
+    for row in rows:
+        # Before Python 3.13, csv leaves a carriage return unquoted, which tears the row apart on reading.
+        quoting = csv.QUOTE_ALL if any("\r" in cell for cell in row) else csv.QUOTE_MINIMAL
+        csv.writer(text, lineterminator="\n", quoting=quoting).writerow(row)
     return text.getvalue()
 
 

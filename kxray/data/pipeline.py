@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from kxray.io import FilmError, read_films
+from kxray.io.film import MIN_SIDE
 from kxray.io.resize import resize
 from kxray.spec import ModelSpec
 
@@ -27,16 +28,23 @@ def stream_inputs(paths, spec: ModelSpec, *, measure=None, workers=None, dicom_r
         workers: decoding workers; one a core by default.
         dicom_reader: "auto", "pydicom" or "tensorflow-io", see `kxray.io.read_films`.
 
-    Returns:
-        Iterator of (index, result): result is float32 (h, w, 1), or the pair of it and what `measure`
+    Yields:
+        (index, result): result is float32 (h, w, 1), or the pair of it and what `measure`
         returned, or a FilmError where the film cannot be read. One unreadable film never stops the stream.
     """
     # Run where the film was decoded, be it a thread or another process.
     transform = functools.partial(_network_input, image_size=spec.image_size, measure=measure)
-    return read_films(paths, transform=transform, workers=workers, dicom_reader=dicom_reader)
+    paths = list(paths)
+    for index, result in read_films(paths, transform=transform, workers=workers, dicom_reader=dicom_reader):
+        if isinstance(result, str):
+            result = FilmError(str(paths[index]), result)
+        yield index, result
 
 
 def _network_input(film, image_size, measure):
+    if min(film.pixels.shape) < MIN_SIDE:
+        height, width = film.pixels.shape
+        return f"{height} x {width} pixels are no film; models take {MIN_SIDE} a side and more"
     pixels = resize(film.pixels, image_size)[..., None]
     return pixels if measure is None else (pixels, measure(film.pixels))
 

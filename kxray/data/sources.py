@@ -13,6 +13,7 @@ import pandas as pd
 from PIL import Image
 
 from kxray.data import manifest
+from kxray.data.splits import PART_NAMES
 
 FILM_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".dcm", ".dicom", ".dic")
 NIH_FINDINGS = (
@@ -38,8 +39,6 @@ LOOKED_FOR = (
     "CHNCXR_0001_0.png or MCUCXR_0001_1.png names (Shenzhen, Montgomery), or one folder of films a class"
 )
 
-_SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validate": "val"}
-_SPLITS |= {"validation": "val", "dev": "val", "test": "test", "testing": "test"}
 _NOT_FILMS = re.compile(r"^(\.|__MACOSX$)|masks?$|^segmentations?$", re.IGNORECASE)
 _MASK_NAME = re.compile(r"[_-]mask$", re.IGNORECASE)
 _TUBERCULOSIS_NAME = re.compile(r"^((?:CHNCXR|MCUCXR)_\d+)_([01])$")
@@ -264,7 +263,7 @@ def _read_mimic(folder) -> pd.DataFrame:
     splits = _mimic_csv(folder, "split")
     if splits is not None:
         names = dict(zip(splits["dicom_id"], splits["split"], strict=True))
-        table["split"] = [_SPLITS.get(names.get(name, ""), "") for name in table["dicom_id"]]
+        table["split"] = [PART_NAMES.get(names.get(name, ""), "") for name in table["dicom_id"]]
     findings = []
     labels = _mimic_csv(folder, "chexpert")
     if labels is not None:
@@ -306,7 +305,7 @@ def _read_tuberculosis_names(folder) -> pd.DataFrame:
 def _read_class_folders(folder) -> pd.DataFrame:
     records, notes = [], []
     children = _film_folders(folder)
-    split_of = {child: _SPLITS.get(child.name.lower()) for child in children}
+    split_of = {child: PART_NAMES.get(child.name.lower()) for child in children}
     with_splits = bool(children) and all(split_of.values())
     class_folders = [
         (class_folder, split_of[child] if with_splits else "")

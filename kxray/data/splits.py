@@ -20,6 +20,11 @@ import pandas as pd
 from kxray.data import audit
 from kxray.data.manifest import as_manifest, write_text
 
+PART_NAMES = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validate", "validation", "dev"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
 BY_PATIENT = "patient_id"
 BY_NEAR_DUPLICATES = "near-duplicate groups (no patient ids)"
 _HASH_LINE = "# split sha256 "
@@ -200,9 +205,15 @@ def given_split(table: pd.DataFrame, *, grouping: Grouping | None = None) -> Spl
     Raises:
         SplitError: a film without a part, or a group in two parts.
     """
-    parts = as_manifest(table)["split"].to_numpy(dtype=str)
-    if (parts == "").any():
-        raise SplitError(f"{int((parts == '').sum())} of {len(parts)} films have no value in column 'split'")
+    given = as_manifest(table)["split"].to_numpy(dtype=str)
+    if (given == "").any():
+        raise SplitError(
+            f"{int((given == '').sum())} of {len(given)} films have no value in the column 'split'"
+        )
+    unknown = sorted({str(name) for name in given if name.lower() not in PART_NAMES})
+    if unknown:
+        raise SplitError(f"unknown split {', '.join(map(repr, unknown[:5]))}; expected train, val or test")
+    parts = np.array([PART_NAMES[name.lower()] for name in given])
     grouping = grouping or film_groups(table)
     check_parts(grouping.groups, parts)
     return Split(parts, grouping, _grouping_notes(grouping))

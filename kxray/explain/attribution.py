@@ -28,7 +28,7 @@ def explainer(model, method, upsample=False, **options):
     """
     import tensorflow as tf
 
-    if method not in METHODS:
+    if not isinstance(method, str) or method not in METHODS:
         raise ValueError(f"unknown explanation method {method!r}; the known ones are: {', '.join(METHODS)}")
     taken = [*inspect.signature(METHODS[method]).parameters][1:]
     for option in options:
@@ -91,6 +91,7 @@ def attribute(model, images, target, method, **options):
     if targets.size and (targets.min() < 0 or targets.max() >= num_units):
         raise ValueError(
             f"target must be in 0..{num_units - 1}, the output units of {model.name!r}, got {target!r}"
+            + ("; its one unit speaks for the positive label" if num_units == 1 else "")
         )
     targets = np.broadcast_to(targets, (len(images),)).astype("int32")
     return _remembered_explainer(model, method, options)(images.astype("float32"), targets).numpy()

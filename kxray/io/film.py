@@ -8,6 +8,8 @@ import numpy as np
 # A film is refused from its header, before anything is decoded, above these. The largest digitised films
 # (long-leg and whole-spine composites) stay below 5,000 x 16,384 pixels.
 MAX_SIDE = 16_384
+# A picture smaller than this is no film; models refuse it, `read_image` does not.
+MIN_SIDE = 16
 MAX_PIXELS = 80_000_000
 
 

@@ -4,7 +4,7 @@ import importlib.metadata
 from collections.abc import Iterable
 
 DICOM_READERS = ("auto", "pydicom", "tensorflow-io")
-_PIP_LINE = "pip install 'kxray[tensorflow-io]'"
+_PIP_LINE = "pip install -e '.[tensorflow-io]' in a clone of kxray"
 
 
 def choose_dicom_reader(requested: str = "auto", paths: Iterable = ()) -> str:

@@ -6,6 +6,7 @@ model = kxray.models.build("view_cnn")
 import importlib
 import inspect
 import pkgutil
+import zipfile
 from pathlib import Path
 
 __all__ = ["build", "load", "names"]
@@ -69,6 +70,6 @@ def load(path):
             )
     try:
         model = keras.saving.load_model(model_path, compile=False)
-    except (ValueError, OSError, KeyError) as error:
+    except (ValueError, OSError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise ValueError(f"{model_path}: not a readable .keras file: {str(error).splitlines()[0]}") from error
     return model, ModelSpec.read(spec_path)

@@ -20,6 +20,8 @@ def build(image_size=(64, 64), name="view_cnn") -> keras.Model:
         of a lateral view, always float32. The stages are named `conv2d_1` ...
         `conv2d_4`.
     """
+    if not isinstance(image_size, (tuple, list)) or len(image_size) != 2:
+        raise ValueError(f"image_size must be (height, width) in pixels, got {image_size!r}")
     height, width = image_size
     if min(height, width) < 64:
         raise ValueError(f"view_cnn needs at least 64 x 64 pixels, got image_size={tuple(image_size)}")

@@ -134,18 +134,27 @@ def test_unknown_labels_are_a_class_of_their_own():
             lambda t: splits.patient_split(t.iloc[:4], "label"),
             "train and val and test need at least 3 groups",
         ),
-        (lambda t: splits.given_split(t.assign(split=["a", "a", "b", "b", "a", "a"])), None),
         (
-            lambda t: splits.given_split(t.assign(split=["a", "b"] * 3)),
+            lambda t: splits.given_split(
+                t.assign(split=["train", "train", "Test", "test", "training", "train"])
+            ),
+            None,
+        ),
+        (
+            lambda t: splits.given_split(t.assign(split=["train", "test"] * 3)),
             "3 groups have films in more than one part: 0 ",
         ),
-        (lambda t: splits.given_split(t.assign(split=["a", ""] * 3)), "3 of 6 films have no value"),
+        (lambda t: splits.given_split(t.assign(split=["train", ""] * 3)), "3 of 6 films have no value"),
+        (
+            lambda t: splits.given_split(t.assign(split=["train", "tset"] * 3)),
+            "unknown split 'tset'; expected",
+        ),
     ],
 )
 def test_what_cannot_be_split_says_why(call, said):
     table = films(6, patient_id=["0", "0", "1", "1", "2", "2"], label=["a", "b"] * 3)
     if said is None:
-        assert call(table).parts.tolist() == ["a", "a", "b", "b", "a", "a"]
+        assert call(table).parts.tolist() == ["train", "train", "test", "test", "train", "train"]
         return
     with pytest.raises(splits.SplitError, match=said):
         call(table)

@@ -162,7 +162,7 @@ def test_a_missing_tensorflow_io_is_named_with_its_pip_line(monkeypatch):
         choose_dicom_reader("tensorflow-io", [])
     assert str(caught.value) == (
         "dicom_reader 'tensorflow-io' was asked for, but it is not installed; "
-        "pip install 'kxray[tensorflow-io]'"
+        "pip install -e '.[tensorflow-io]' in a clone of kxray"
     )
 
 

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.tensorflow_io
 def graph():
     reason = why_no_tensorflow_io()
     if reason:
-        pytest.skip(f"{reason}; pip install 'kxray[tensorflow-io]'")
+        pytest.skip(f"{reason}; pip install -e '.[tensorflow-io]'")
     import kxray.io.graph
 
     return kxray.io.graph

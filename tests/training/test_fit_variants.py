@@ -102,7 +102,7 @@ def test_corrections_are_trained_on_and_never_tested(fit_only, phantoms, tmp_pat
     config = config_of(tmp_path / "run")
     assert config["training_only_films"] == len(archive) >= 2
     assert sum(config["films"].values()) == 48
-    assert any(note.startswith("1 extra training films resemble") for note in config["notes"])
+    assert any(note.startswith("1 extra training films were left out") for note in config["notes"])
     split = (tmp_path / "run" / "split.csv").read_text()
     predictions = pd.read_csv(tmp_path / "run" / "predictions.csv")
     assert "archive" not in split and not predictions["path"].str.contains("archive").any()
