@@ -200,3 +200,43 @@ def test_two_devices_give_the_numbers_of_one_and_one_repeats_itself(run_program,
         np.testing.assert_allclose(two[columns], one[columns], atol=1e-5)
         again = (tmp_path / "again" / table).read_bytes()
         assert again == (tmp_path / "one" / table).read_bytes(), "--deterministic is equal to the bit"
+
+
+def test_corrected_films_of_tested_patients_are_left_out(fit_only, phantoms, tmp_path):
+    table = pd.read_csv(phantoms / "manifest.csv", dtype=str)
+    table["path"] = [str(phantoms / path) for path in table["path"]]
+    # Of every patient one film is tested, of either view in turn, and the other one comes back corrected.
+    chosen = table.groupby("patient_id").cumcount() == table.groupby("patient_id").ngroup() % 2
+    columns = ["path", "patient_id", "view"]
+    table.loc[chosen, columns].to_csv(tmp_path / "films.csv", index=False)
+    table.loc[~chosen, columns].to_csv(tmp_path / "corrected.csv", index=False)
+    given = ("--data", tmp_path / "films.csv", "--corrections", tmp_path / "corrected.csv")
+    told = fit_only(*given, "--out", tmp_path / "run", *FEW)
+    assert told.code == 0, told.text
+    config = config_of(tmp_path / "run")
+    assert config["training_only_films"] == 0
+    assert any("show tested patients" in note for note in config["notes"])
+
+
+def test_a_source_that_prescribes_train_and_test_gets_its_validation_films_from_train(
+    fit_only, phantoms, tmp_path
+):
+    table = pd.read_csv(phantoms / "manifest.csv", dtype=str)
+    table["path"] = [str(phantoms / path) for path in table["path"]]
+    patients = sorted(table["patient_id"].unique())
+    table["split"] = ["test" if name in patients[::4] else "training" for name in table["patient_id"]]
+    table[["path", "patient_id", "view", "split"]].to_csv(tmp_path / "films.csv", index=False)
+    told = fit_only("--data", tmp_path / "films.csv", "--out", tmp_path / "run", *FEW)
+    assert told.code == 0, told.text
+    films = config_of(tmp_path / "run")["split"]["films"]
+    assert (
+        films["test"] == (table["split"] == "test").sum()
+        and films["val"] > 0
+        and films["train"] > films["val"]
+    )
+
+    table[table["split"] != "test"][["path", "patient_id", "view", "split"]].to_csv(
+        tmp_path / "untested.csv", index=False
+    )
+    told = fit_only("--data", tmp_path / "untested.csv", "--out", tmp_path / "no", *FEW)
+    assert told.code == 2 and "the source's split has no test films, only train" in told.text
