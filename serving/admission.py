@@ -25,11 +25,14 @@ class Admission:
         """Holds a place while the body runs.
 
         Args:
-            seconds: how long the caller still waits for its answer; None for as long as it takes.
+            seconds: how long the caller still waits for its answer; None for as long as it takes, and so is
+                anything from threading.TIMEOUT_MAX: gRPC says 292 billion years for a call without deadline.
 
         Raises:
             ServingStatus: RESOURCE_EXHAUSTED (the queue is full) or DEADLINE_EXCEEDED (no time left).
         """
+        if seconds is not None and seconds >= threading.TIMEOUT_MAX:
+            seconds = None
         with self._changed:
             if self._present >= self._capacity:
                 raise ServingStatus(

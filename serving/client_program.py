@@ -1,8 +1,8 @@
 """The shell side of serving.client: `predict`, `describe`, `status`."""
 
-import contextlib
 import dataclasses
 import functools
+import io
 import json
 import os
 import sys
@@ -10,8 +10,10 @@ import sys
 import click
 
 from kxray.io import read_image
+from kxray.io.files import write_whole
 from kxray.io.overlay import overlay
-from serving.client import DEFAULT_MODEL, Client, ServingError
+from serving.client import DEFAULT_MODEL, Client, InvalidFilm, InvalidRequest, ServingError
+from serving.shell import one_line, silent_stderr
 
 
 def asking(command):
@@ -21,7 +23,9 @@ def asking(command):
     @click.option(
         "--address", default="localhost:8500", show_default=True, help="host:port of the server's gRPC API."
     )
-    @click.option("--version", type=click.IntRange(0), help="Ask this version instead of the newest.")
+    @click.option(
+        "--version", type=click.IntRange(0, 2**63 - 1), help="Ask this version instead of the newest."
+    )
     @click.option(
         "--version-label", default="", help="Ask the version with this label of the server's config."
     )
@@ -67,12 +71,17 @@ def predict(client, as_json, films, picture, method, label):
             _fail(error)
             failed = True
             continue
-        if picture:
-            explanation = client.explain(film, label, method)
-            _save(film, explanation, picture)
-            prediction = explanation.prediction
-        else:
-            prediction = client.predict(film)
+        try:
+            if picture:
+                explanation = client.explain(film, label, method)
+                _save(film, explanation, picture)
+                prediction = explanation.prediction
+            else:
+                prediction = client.predict(film)
+        except (InvalidFilm, InvalidRequest) as error:  # the server may take the other films
+            _fail(f"{path}: {error}")
+            failed = True
+            continue
         _print(path, prediction, as_json)
     if failed:
         sys.exit(2)
@@ -122,26 +131,16 @@ def _save(film, explanation, picture):
     facts.add_text(
         "Software", f"{explanation.prediction.model} version {explanation.prediction.model_version}"
     )
-    Image.fromarray(overlay(film.pixels, explanation.heatmap)).save(picture, "PNG", pnginfo=facts)
+    png = io.BytesIO()
+    Image.fromarray(overlay(film.pixels, explanation.heatmap)).save(png, "PNG", pnginfo=facts)
+    try:
+        write_whole(picture, png.getvalue())
+    except OSError as error:  # it names the temporary file
+        raise OSError(error.errno, error.strerror, picture) from None
 
 
 def _fail(error):
-    if isinstance(error, OSError) and error.strerror and error.filename:
-        error = f"{error.filename}: {error.strerror}"
-    click.echo(f"error: {' '.join(str(error).split())}", err=True)
-
-
-@contextlib.contextmanager
-def _silent_stderr():
-    """Sends the process's standard error nowhere, native libraries' included."""
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
+    click.echo(f"error: {one_line(error)}", err=True)
 
 
 def _import_quietly():
@@ -150,7 +149,7 @@ def _import_quietly():
     # It answers with films, not with a model: no graphics memory is taken for that.
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
-    with _silent_stderr():
+    with silent_stderr():
         try:
             import tensorflow_serving.apis.predict_pb2  # noqa: F401
         except ImportError as error:

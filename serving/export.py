@@ -3,17 +3,24 @@
 python -m serving.export RUN --to saved_models/NAME [--explain grad_cam]
 """
 
+import contextlib
 import os
 import shutil
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import click
 
+from serving.shell import import_tensorflow_quietly, one_line
+
 # Largest difference between a served probability and the Keras model's, by the coarsest type that its layers
 # compute in: graph optimisation joins operations, which rounds half-precision numbers at other places.
 TOLERANCE = {"float32": 1e-5, "float16": 1e-3, "bfloat16": 1e-2}
+# A name that is not a number is no version to TensorFlow Serving's watcher.
+_UNFINISHED = ".export-"
+_ABANDONED_SECONDS = 3600
 
 
 def export(run, to, explain=("grad_cam",)) -> Path:
@@ -57,8 +64,8 @@ def export_model(model, spec, to, explain=("grad_cam",)) -> Path:
     _check_fit(model, spec, explain)
     to = Path(to)
     to.mkdir(parents=True, exist_ok=True)
-    # A name that is not a number is no version to TensorFlow Serving's watcher.
-    unfinished = Path(tempfile.mkdtemp(prefix=".export-", dir=to))
+    _remove_abandoned(to)
+    unfinished = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=to))
     try:
         _write(model, spec, explain, unfinished, to.name)
         _verify(model, spec, unfinished)
@@ -74,6 +81,14 @@ def versions(folder) -> list[int]:
     folder = Path(folder)
     names = (child.name for child in folder.iterdir() if child.is_dir()) if folder.is_dir() else ()
     return sorted(int(name) for name in names if name.isascii() and name.isdigit())
+
+
+def _remove_abandoned(to):
+    """Removes what killed exports left: unfinished folders that have not changed for an hour."""
+    for folder in to.glob(f"{_UNFINISHED}*"):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - folder.stat().st_mtime > _ABANDONED_SECONDS:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _check_fit(model, spec, explain):
@@ -187,12 +202,11 @@ def _publish(unfinished: Path, to: Path) -> Path:
 )
 def main(run, to, explain):
     """Writes RUN (a run folder, or a .keras file with spec.json beside it) as the next version under --to."""
-    # TensorFlow reads this once, at import.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    import_tensorflow_quietly()
     try:
         click.echo(export(run, to, explain))
     except (ValueError, OSError) as error:
-        click.echo(f"error: {error}", err=True)
+        click.echo(f"error: {one_line(error)}", err=True)
         sys.exit(2)
 
 

@@ -4,11 +4,10 @@ import tensorflow as tf
 
 from kxray.explain import explainer
 from kxray.explain.graph import with_logits
-from kxray.io.film import MAX_PIXELS, MAX_SIDE
+from kxray.io.film import MAX_PIXELS, MAX_SIDE, MIN_SIDE
 from kxray.layers.film_input import film_input
 from kxray.spec import UNSURE
 
-MIN_SIDE = 16
 PREDICTED = -1
 _PNG_SIGNATURE = [0x89, 0x50, 0x4E, 0x47, 0x0D, 0x0A, 0x1A, 0x0A]
 _IHDR = [0x49, 0x48, 0x44, 0x52]

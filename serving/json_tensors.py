@@ -176,7 +176,8 @@ def _reader(dtype, name):
             raise wrong(value)
         if dtype.is_integer and not (isinstance(value, int) and dtype.min <= value <= dtype.max):
             raise wrong(value)
-        if dtype.is_floating and (abs(value) > dtype.max and not math.isinf(value)):
+        # Against Python floats: an integer of any length compares with them, but need not convert to one.
+        if dtype.is_floating and float(dtype.max) < abs(value) < math.inf:
             raise wrong(value)
         return value
 

@@ -95,9 +95,13 @@ def _dispatch(request, registry, admission):
 def _version(digits):
     if digits is None:
         return None
-    if int(digits) >= 2**63:
+    try:
+        version = int(digits)
+    except ValueError:  # Python reads no more than 4300 digits
+        version = 2**63
+    if version >= 2**63:
         raise ServingStatus(INVALID_ARGUMENT, f"Failed to convert version: {digits} to numeric.")
-    return int(digits)
+    return version
 
 
 def _predict(request, servable, admission):

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import click
 
+from serving.shell import import_tensorflow_quietly, one_line
+
 # Status calls and refusals must be answered while every worker is busy.
 _SPARE_THREADS = 16
 
@@ -48,8 +50,6 @@ _SPARE_THREADS = 16
 )
 def main(config, host, port, rest_port, workers, queue, max_message_mb, poll_seconds, grace_seconds):
     """Serves the models of a config file until SIGTERM or SIGINT; requests in flight are finished then."""
-    # TensorFlow reads this once, at import.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO, stream=sys.stderr)
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -64,7 +64,7 @@ def main(config, host, port, rest_port, workers, queue, max_message_mb, poll_sec
             grace_seconds,
         )
     except (ValueError, OSError) as error:
-        click.echo(f"error: {_one_line(error)}", err=True)
+        click.echo(f"error: {one_line(error)}", err=True)
         sys.exit(2)
     if not complete:
         # A computation that outlives the grace period cannot be interrupted, and would hold the exit.
@@ -74,6 +74,7 @@ def main(config, host, port, rest_port, workers, queue, max_message_mb, poll_sec
 
 def _serve(stopping, config, address, limits, poll_seconds, grace_seconds) -> bool:
     """Runs until `stopping` is set. Returns whether everything in flight was finished."""
+    import_tensorflow_quietly()
     from serving.config import read_config
 
     configs = read_config(config)
@@ -117,12 +118,6 @@ def _listing(registry):
     for name, versions in registry.available().items():
         entries.append(f"{name} {','.join(map(str, versions))}" if versions else f"{name} (no version yet)")
     return "models: " + "; ".join(entries)
-
-
-def _one_line(error):
-    if isinstance(error, OSError) and error.strerror and error.filename:
-        return f"{error.filename}: {error.strerror}"
-    return " ".join(str(error).split())
 
 
 if __name__ == "__main__":

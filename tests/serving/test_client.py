@@ -249,7 +249,10 @@ def test_describe_and_status_print(server, spec):
     [
         (["predict", "{film}", "--model", "nobody"], "Servable not found for request: Latest(nobody)"),
         (["predict", "no_such.png"], "no_such.png: there is no such file"),
-        (["predict", "{film}", "--explain", "{folder}/missing/out.png"], "No such file or directory"),
+        (
+            ["predict", "{film}", "--explain", "{folder}/missing/out.png"],
+            "missing/out.png: No such file or directory",
+        ),
         (["predict", "{film}", "--label", "lateral"], "--method and --label belong to --explain"),
         (["predict", "{film}", "{film}", "--explain", "x.png"], "--explain takes one film"),
         (["predict", "{film}", "--explain", "x.png", "--label", "oblique"], "unknown label 'oblique'"),
@@ -273,6 +276,24 @@ def test_one_bad_film_does_not_stop_the_others(server, dicom):
     )
     assert result.exit_code == 2
     assert len(result.stderr.splitlines()) == len(result.stdout.splitlines()) == 1
+
+
+def test_a_film_the_server_refuses_does_not_stop_the_others(server, dicom, make_film, tmp_path):
+    small = tmp_path / "small.png"
+    kxray.io.write_png16(small, make_film(0, 8, 8))
+    films = [str(dicom), str(small), str(dicom)]
+    result = CliRunner().invoke(main, ["predict", *films, "--address", server.address, "--model", "view"])
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"error: {small}: ")
+    assert "expected sides of 16 to" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert len(result.stdout.splitlines()) == 2
+
+
+def test_versions_beyond_64_bits_are_refused():
+    result = CliRunner().invoke(main, ["status", "--version", str(2**63)])
+    assert result.exit_code == 2
+    assert "is not in the range" in result.stderr
 
 
 def test_the_program_itself_writes_nothing_but_its_answer(server, dicom, run_python):

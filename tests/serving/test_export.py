@@ -1,5 +1,7 @@
 import json
+import os
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -141,6 +143,27 @@ def test_an_export_that_differs_from_keras_is_not_published(model, spec, tmp_pat
     with pytest.raises(ValueError, match=r"differs from the Keras model by .* nothing was written"):
         export_model(model, spec, tmp_path / "view")
     assert list((tmp_path / "view").iterdir()) == []
+
+
+def test_what_killed_exports_left_is_removed(model, spec, tmp_path, monkeypatch):
+    for name, age in {".export-killed": 3700, ".export-running": 60, "7": 3700}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "saved_model.pb").write_text("")
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    monkeypatch.setattr(serving.export, "_write", lambda *_: None)
+    monkeypatch.setattr(serving.export, "_verify", lambda *_: None)
+    export_model(model, spec, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {".export-running", "7", "8"}
+
+
+def test_the_program_writes_one_line_where_the_target_is_a_file(model, spec, run_python, tmp_path):
+    model.save(tmp_path / "model.keras")
+    (tmp_path / "spec.json").write_text(spec.to_json())
+    target = tmp_path / "target"
+    target.write_text("")
+    code = "import os; del os.environ['TF_CPP_MIN_LOG_LEVEL']; import serving.export; serving.export.main()"
+    done = run_python(code, tmp_path, "--to", target)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"error: {target}: File exists\n")
 
 
 def test_concurrent_exports_get_different_numbers(tmp_path):

@@ -94,6 +94,9 @@ FILM = {"b64": "bm8gZmlsbQ=="}
         ("/v1/models/empty", None, 404, "Could not find any versions of model empty"),
         ("/v1/models/view/versions/9", None, 404, "Could not find version 9 of model view"),
         ("/v1/models/view/versions/99999999999999999999", None, 400, "Failed to convert version"),
+        pytest.param(
+            f"/v1/models/view/versions/{'9' * 5000}", None, 400, "Failed to convert", id="5000-digits"
+        ),
         ("/v1/models/nobody/metadata", None, 404, r"Servable not found for request: Latest\(nobody\)"),
         ("/v1/models", None, 400, "Missing model name in request."),
         ("/v1/nothing", None, 400, "Malformed request: GET /v1/nothing"),
@@ -169,6 +172,20 @@ FILM = {"b64": "bm8gZmlsbQ=="}
             {"inputs": [[[[True]]]], "signature_name": "predict_pixels"},
             400,
             "is not of expected type: float32",
+        ),
+        pytest.param(
+            "/v1/models/view:predict",
+            {"inputs": [[[[10**400]]]], "signature_name": "predict_pixels"},
+            400,
+            "is not of expected type: float32",
+            id="400-digit-pixel",
+        ),
+        pytest.param(
+            "/v1/models/view:predict",
+            {"inputs": {"image_bytes": [FILM], "label": [10**400]}, "signature_name": "explain"},
+            400,
+            "is not of expected type: int32",
+            id="400-digit-label",
         ),
         ("/v1/models/view:predict", b"x" * (9 << 20), 413, "larger than"),
     ],

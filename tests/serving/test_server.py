@@ -151,6 +151,24 @@ def test_a_wrong_config_is_one_line(tmp_path, config, message):
     assert len(result.stderr.splitlines()) == 1
 
 
+def test_a_wait_without_deadline_is_no_limit():
+    from serving.admission import Admission
+
+    admission, order = Admission(1, 1), []
+
+    def wait():
+        with admission.request(9.2e18):  # what gRPC's time_remaining() says without a deadline
+            order.append("second")
+
+    second = threading.Thread(target=wait)
+    with admission.request(9.2e18):
+        second.start()
+        second.join(0.2)
+        order.append("first")
+    second.join(10)
+    assert order == ["first", "second"]
+
+
 def test_a_taken_port_is_an_error_before_any_model_is_loaded():
     from serving import grpc_api, rest_api
     from serving.admission import Admission
