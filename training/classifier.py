@@ -14,6 +14,8 @@ from training.films import DEFAULT_PHANTOMS
 from training.job import ClassifierJob
 from training.options import option
 
+_PLACES = ("data", "corrections", "export")
+
 
 @dataclasses.dataclass(frozen=True)
 class ClassifierOptions:
@@ -80,6 +82,9 @@ class ClassifierOptions:
 def fit_classifier(recipe, given, task) -> Path:
     """Runs the whole job and returns the run folder."""
     console = Console(highlight=False)
+    # A run can be resumed from another folder than it was started in.
+    places = {name: str(Path(given[name]).resolve()) for name in _PLACES if given.get(name)}
+    recipe, given = dataclasses.replace(recipe, **places), {**given, **places}
     if recipe.resume:
         folder, recipe = _resumed(recipe, given)
     elif recipe.dry_run:
@@ -154,6 +159,13 @@ def _resumed(recipe, given):
 
 def _dry_run(recipe, task, console):
     console.print_json(json.dumps({"recipe": task.name, "options": options.as_json(recipe)}))
+    if recipe.out is not None:
+        runs.check_free(recipe.out)
+    if recipe.export is not None and Path(recipe.export).exists() and not Path(recipe.export).is_dir():
+        raise ValueError(f"{recipe.export}: --export names a folder, and this is a file")
+    if recipe.corrections is not None:
+        corrected, _, _ = film_tables.read_labelled(recipe.corrections, task, False, every_class=False)
+        console.print(f"{len(corrected)} corrected films to train on")
     if recipe.data is None:
         count = DEFAULT_PHANTOMS if recipe.phantoms is None else recipe.phantoms
         console.print(f"would generate {count} {task.phantom_kind} phantoms")

@@ -20,14 +20,20 @@ def default_folder(recipe_name, source_name, root="runs") -> Path:
     return root / f"{number:05d}-{recipe_name}-{re.sub(r'[^A-Za-z0-9_.-]+', '_', source_name)}"
 
 
-def create(folder) -> Path:
-    """Makes a run folder, or says why not. An existing run is never written over."""
+def check_free(folder) -> None:
+    """Raises ValueError if a new run may not use this folder: an existing run is never written over."""
     folder = Path(folder)
     # Hidden files may be what a kill left of a config.json that was being written.
     if folder.exists() and (
         not folder.is_dir() or any(not entry.name.startswith(".") for entry in folder.iterdir())
     ):
         raise ValueError(f"{folder} is not empty; continue that run with --resume, or choose another --out")
+
+
+def create(folder) -> Path:
+    """Makes a run folder, or says why not."""
+    check_free(folder)
+    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 

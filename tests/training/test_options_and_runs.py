@@ -137,3 +137,12 @@ def test_what_cannot_be_resumed_says_why(tmp_path, content, sentence):
         (tmp_path / "config.json").write_text(content)
     with pytest.raises(ValueError, match=sentence):
         runs.read_config(tmp_path)
+
+
+def test_a_folder_that_is_free_is_not_made_by_looking(tmp_path):
+    runs.check_free(tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="used is not empty; continue that run with --resume"):
+        runs.check_free(tmp_path / "used")
