@@ -233,7 +233,6 @@ class _Measurements:
         self.count += 1
 
     def save(self, path):
-
         with replacing(path) as temporary:
             np.savez(temporary, thumbnails=self.thumbnails, features=self.features)
 

@@ -1,4 +1,4 @@
-"""The run folder: what is in it, how it is opened, and how nothing in it is ever half-written."""
+"""The run folder: what is in it, and how it is opened."""
 
 import contextlib
 import json

@@ -1,4 +1,4 @@
-"""What every program shares at the shell: one-line errors, quiet libraries, atomic files."""
+"""What every program shares at the shell: one-line errors and quiet libraries."""
 
 import functools
 import os

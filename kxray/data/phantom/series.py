@@ -21,6 +21,7 @@ import numpy as np
 from kxray.data.phantom import film as films
 from kxray.data.phantom.mix import Mix
 from kxray.io.files import write_whole
+from kxray.io.parallel import available_cores
 
 KINDS = ("thorax", "fillet")
 CHUNK = 25
@@ -107,7 +108,7 @@ def write_phantoms(out_dir, kind, count, seed=0, *, mix=None, workers=None, prog
         progress(done)
     job = {"folder": str(folder), **options}
     if workers is None:
-        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        workers = available_cores()
     for _ in _in_processes(job, todo, workers) if len(todo) > 1 else _work(job, todo):
         done += 1
         if progress is not None:
