@@ -3,6 +3,15 @@
 maps = kxray.explain.attribute(model, images, target=0, method="grad_cam")
 """
 
-from kxray.explain.attribution import METHODS, attribute, explainer
+from kxray.explain.attribution import METHODS, PREDICTED, attribute, detailed_explainer, explainer
+from kxray.explain.multiscale import MultiscaleCams, multiscale_cams
 
-__all__ = ["METHODS", "attribute", "explainer"]
+__all__ = [
+    "METHODS",
+    "PREDICTED",
+    "MultiscaleCams",
+    "attribute",
+    "detailed_explainer",
+    "explainer",
+    "multiscale_cams",
+]

@@ -4,9 +4,10 @@ import inspect
 
 import numpy as np
 
-from kxray.explain import cam, graph
+from kxray.explain import cam, graph, multiscale
 
-METHODS = {"grad_cam": cam.grad_cam}
+METHODS = {"grad_cam": cam.grad_cam, "multiscale_cam": multiscale.multiscale_cam}
+PREDICTED = -1
 
 
 def explainer(model, method, upsample=False, **options):
@@ -28,6 +29,31 @@ def explainer(model, method, upsample=False, **options):
     """
     import tensorflow as tf
 
+    explain = detailed_explainer(model, method, upsample, **options)
+
+    @tf.function(input_signature=explain.input_signature)
+    def traced(images, target):
+        return explain(images, target)["heatmap"]
+
+    return traced
+
+
+def detailed_explainer(model, method, upsample=False, **options):
+    """Builds a traced function that returns a map with all that its method computes beside it.
+
+    Args:
+        model, method, upsample, **options: see `explainer`.
+
+    Returns:
+        tf.function (images float32 (N, H, W, C), target int32 (N,)) -> dict of tensors, batch first:
+        `heatmap` (N, h, w, 1), `logits` float32 (N, L), and what the method adds. A target of -1 explains the
+        unit with the largest logit, so that prediction and explanation share one forward pass.
+
+    Raises:
+        ValueError: see `explainer`.
+    """
+    import tensorflow as tf
+
     if not isinstance(method, str) or method not in METHODS:
         raise ValueError(f"unknown explanation method {method!r}; the known ones are: {', '.join(METHODS)}")
     taken = [*inspect.signature(METHODS[method]).parameters][1:]
@@ -38,16 +64,17 @@ def explainer(model, method, upsample=False, **options):
             )
     graph.require_functional(model)
     explain = METHODS[method](model, **options)
-    input_shape = model.inputs[0].shape
     signature = [
-        tf.TensorSpec([None, *input_shape[1:]], tf.float32, name="images"),
+        tf.TensorSpec([None, *model.inputs[0].shape[1:]], tf.float32, name="images"),
         tf.TensorSpec([None], tf.int32, name="target"),
     ]
 
     @tf.function(input_signature=signature)
     def traced(images, target):
-        maps = explain(images, target)
-        return tf.image.resize(maps, tf.shape(images)[1:3]) if upsample else maps
+        results = explain(images, target)
+        if upsample:
+            results["heatmap"] = tf.image.resize(results["heatmap"], tf.shape(images)[1:3])
+        return results
 
     return traced
 

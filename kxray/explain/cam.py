@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from kxray.explain.graph import feature_map, with_logits
+from kxray.explain.graph import chosen_unit, feature_map, with_logits
 
 
 def grad_cam(model, layer=None):
@@ -13,7 +13,8 @@ def grad_cam(model, layer=None):
         layer: name of the layer whose (N, h, w, K) output is mapped; the last spatial one by default.
 
     Returns:
-        Function (images (N, H, W, C), target int32 (N,)) -> float32 (N, h, w, 1).
+        Function (images (N, H, W, C), target int32 (N,)) -> dict of float32 tensors: `heatmap` (N, h, w, 1)
+        and `logits` (N, L).
     """
     run = with_logits(model, feature_map(model, layer))
 
@@ -21,9 +22,10 @@ def grad_cam(model, layer=None):
         with tf.GradientTape() as tape:
             tape.watch(images)
             logits, features = run(images)
-            score = tf.reduce_sum(tf.gather(logits, target, axis=1, batch_dims=1))
+            score = tf.reduce_sum(tf.gather(logits, chosen_unit(logits, target), axis=1, batch_dims=1))
         gradients = tf.cast(tape.gradient(score, features), tf.float32)
         weights = tf.reduce_mean(gradients, axis=(1, 2), keepdims=True)
-        return tf.reduce_sum(weights * tf.cast(features, tf.float32), axis=-1, keepdims=True)
+        maps = tf.reduce_sum(weights * tf.cast(features, tf.float32), axis=-1, keepdims=True)
+        return {"heatmap": maps, "logits": logits}
 
     return explain

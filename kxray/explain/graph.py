@@ -82,6 +82,17 @@ def _tensors_by_operation(model):
     return made
 
 
+def called_with(model, layer) -> list:
+    """The symbolic tensors that a layer is called with in this model; ValueError if it is called twice."""
+    return _inputs_of(_only(_tensors_by_operation(model)[layer], layer))
+
+
+def chosen_unit(logits, target):
+    """The unit to explain of each film, int32 (N,): `target`, or that of the largest logit where it is -1."""
+    top = ops.cast(ops.argmax(logits, axis=-1), "int32")
+    return ops.where(target < 0, top, target)
+
+
 def _inputs_of(tensor):
     operation, node_index, _ = tensor._keras_history
     return operation._inbound_nodes[node_index].input_tensors

@@ -9,7 +9,7 @@ import pkgutil
 import zipfile
 from pathlib import Path
 
-__all__ = ["build", "load", "names"]
+__all__ = ["build", "freeze_backbone", "load", "load_backbone_weights", "names"]
 
 
 def names() -> list[str]:
@@ -38,6 +38,35 @@ def build(name: str, /, **options):
         if option not in taken:
             raise ValueError(f"model {name!r} has no option {option!r}; its options are: {', '.join(taken)}")
     return builder(**options)
+
+
+def load_backbone_weights(model, backbone, source) -> int:
+    """Starts a model's backbone from trained weights; its heads keep theirs.
+
+    Args:
+        model: a model on a named backbone, such as `build("multiscale_densenet", backbone=...)`.
+        backbone: its name.
+        source: `"imagenet"` (Keras downloads it), a `.weights.h5` file of `keras.applications` without top, a
+            `.keras` file or a run folder with a model of the same backbone. A first convolution over RGB is
+            summed over its channels, which gives exactly the output of a film repeated in all three.
+
+    Returns:
+        The number of layers that were set.
+
+    Raises:
+        FileNotFoundError, ValueError: no such source, or it does not hold this backbone.
+    """
+    from kxray.models import _backbones
+
+    return _backbones.load_weights(model, backbone, source)
+
+
+def freeze_backbone(model) -> None:
+    """Leaves only the heads of a model trainable; its batch normalisation keeps its statistics."""
+    from kxray.models import _backbones
+
+    for layer in _backbones.weighted_layers(model).values():
+        layer.trainable = False
 
 
 def load(path):
