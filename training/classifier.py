@@ -14,7 +14,7 @@ from training.films import DEFAULT_PHANTOMS
 from training.job import ClassifierJob
 from training.options import option
 
-_PLACES = ("data", "corrections", "export")
+_PLACES = ("data", "corrections", "export", "init")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,9 +30,12 @@ class ClassifierOptions:
     dry_run: bool = option(False, "Check films and options, print what would be done, and stop.")
     epochs: int = option(100, "Passes over the training films.", low=1)
     batch_size: int = option(32, "Films a step, over all devices.", low=1)
-    learning_rate: float = option(1e-3, "RMSprop's rate.", low=1e-8, high=1.0)
+    learning_rate: float = option(1e-3, "The optimizer's highest rate.", low=1e-8, high=1.0)
     learning_rate_decay: str = option(
         "cosine", "cosine: falls to zero over the run; none: stays.", choices=("cosine", "none")
+    )
+    patience: int = option(
+        0, "Stop after so many epochs without a lower validation loss; 0 trains all epochs.", low=0
     )
     folds: int = option(
         0,
@@ -51,10 +54,6 @@ class ClassifierOptions:
     corrections: str | None = option(
         None, "CSV of corrected films from training.sort: extra training films that are never tested on."
     )
-    rotation: float = option(45.0, "Augmentation: largest rotation, degrees.", low=0.0, high=180.0)
-    shift: float = option(0.1, "Augmentation: largest shift, fraction of the side.", low=0.0, high=0.9)
-    shear: float = option(10.0, "Augmentation: largest shear, degrees.", low=0.0, high=80.0)
-    zoom: float = option(0.2, "Augmentation: largest change of scale, fraction.", low=0.0, high=0.9)
     strategy: str = option(
         "auto",
         "Devices: one (none), all GPUs or logical CPUs (mirrored), or mirrored where there are several GPUs.",
@@ -79,17 +78,25 @@ class ClassifierOptions:
     )
 
 
-def fit_classifier(recipe, given, task) -> Path:
-    """Runs the whole job and returns the run folder."""
+def fit_classifier(recipe, given, task_of) -> Path:
+    """Runs the whole job and returns the run folder.
+
+    Args:
+        recipe: ClassifierOptions.
+        given: the options given at the shell.
+        task_of: function of a recipe: its `training.films.ClassifierTask`; raises ValueError on options that
+            do not fit each other.
+    """
     console = Console(highlight=False)
     # A run can be resumed from another folder than it was started in.
-    places = {name: str(Path(given[name]).resolve()) for name in _PLACES if given.get(name)}
+    places = {name: _absolute(given[name]) for name in _PLACES if given.get(name)}
     recipe, given = dataclasses.replace(recipe, **places), {**given, **places}
     if recipe.resume:
         folder, recipe = _resumed(recipe, given)
     elif recipe.dry_run:
-        return _dry_run(recipe, task, console)
+        return _dry_run(recipe, task_of(recipe), console)
     else:
+        task = task_of(recipe)
         source = Path(recipe.data).resolve().name if recipe.data else f"{task.phantom_kind}-phantoms"
         folder = runs.create(recipe.out or runs.default_folder(task.name, source))
         runs.write_json(folder / "config.json", {"recipe": task.name, "options": options.as_json(recipe)})
@@ -111,7 +118,7 @@ def fit_classifier(recipe, given, task) -> Path:
     )
     try:
         with progress:
-            scores = ClassifierJob(recipe, task, folder, progress).run()
+            scores = ClassifierJob(recipe, task_of(recipe), folder, progress).run()
     except (ValueError, OSError):
         if not recipe.resume and "data_fingerprint" not in runs.read_config(folder):
             # Films or options will not do: the corrected command may use the same folder.
@@ -119,6 +126,11 @@ def fit_classifier(recipe, given, task) -> Path:
         raise
     _tell(console, folder, scores)
     return folder
+
+
+def _absolute(place):
+    # A word that is no path, such as `--init imagenet`, stays as it is.
+    return place if place == "imagenet" else str(Path(place).resolve())
 
 
 def _tell(console, folder, scores):
@@ -171,6 +183,7 @@ def _dry_run(recipe, task, console):
         console.print(f"would generate {count} {task.phantom_kind} phantoms")
         return None
     table, skipped, notes = film_tables.read_labelled(recipe.data, task, recipe.skip_bad)
+    task = task.for_films(table)
     counts = table[task.label_column].value_counts()
     console.print(
         f"{len(table)} films: " + ", ".join(f"{name} {counts.get(name, 0)}" for name in task.labels)

@@ -2,37 +2,64 @@
 
 import dataclasses
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from kxray.io.files import replacing
+from kxray.io.film import MIN_SIDE
 
 DEFAULT_PHANTOMS = 400
 TEST_SHARE = 0.2
 VALIDATION_SHARE = 1 / 6
+SMALLEST_CLASS = 3
 
 
 @dataclasses.dataclass(frozen=True)
 class ClassifierTask:
-    """What a recipe fixes: which model answers which question.
+    """What a recipe fixes: which model answers which question, and how it is trained.
 
     Args:
         name: of the recipe and of the exported model.
         model: a name of `kxray.models`.
+        kind: "binary" (one sigmoid unit) or "multiclass" (softmax), as in `kxray.ModelSpec.task`.
         label_column: manifest column with the label; `label` is used where a source has only that.
-        labels: the classes, in the order of the spec.
-        image_size: (height, width) of the network's input.
         phantom_kind: "thorax" or "fillet", what is generated without --data.
+        image_size: (height, width) of the network's input.
+        build: function (spec) -> keras.Model with its starting weights.
+        optimizer: function (steps an epoch) -> keras optimizer.
+        augment: function () -> the augmenting layers, in order.
+        labels: the classes, in the order of the spec; none for those that the source has.
+        min_side: smallest side of a film in pixels.
     """
 
     name: str
     model: str
+    kind: str
     label_column: str
-    labels: tuple[str, ...]
-    image_size: tuple[int, int]
     phantom_kind: str
+    image_size: tuple[int, int]
+    build: Callable
+    optimizer: Callable
+    augment: Callable
+    labels: tuple[str, ...] = ()
+    min_side: int = MIN_SIDE
+
+    def for_films(self, table) -> "ClassifierTask":
+        """This task with the labels that a table of films has, where the recipe fixes none."""
+        labels = self.labels or tuple(sorted(set(table[self.label_column])))
+        if len(labels) < 2:
+            raise ValueError(f"every film is labelled {labels[0]!r}; a classifier needs two labels or more")
+        return dataclasses.replace(self, labels=labels)
+
+    @property
+    def spec(self):
+        """The `kxray.ModelSpec` of the untrained model, once the labels are known."""
+        from kxray.spec import ModelSpec
+
+        return ModelSpec(self.model, self.labels, self.kind, self.image_size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,13 +110,14 @@ def read_labelled(source, task, skip_bad, every_class=True):
     column = task.label_column
     if column not in table.columns or (table[column] == "").all():
         if "label" not in table.columns:
-            raise ValueError(
-                f"{source}: expected a column {column!r} or folders named {', '.join(task.labels)}, "
-                f"got columns {', '.join(map(str, table.columns))}"
-            )
+            folders = f"folders named {', '.join(task.labels)}" if task.labels else "one folder a class"
+            columns = ", ".join(map(str, table.columns))
+            raise ValueError(f"{source}: expected a column {column!r} or {folders}, got columns {columns}")
         table[column] = table["label"]
-    allowed = {"views" if column == "view" else "labels": task.labels}
+    allowed = {"views" if column == "view" else "labels": task.labels} if task.labels else {}
     problems = data.check_manifest(table, **allowed)
+    if not task.labels:
+        problems = pd.concat([problems, _unlabelled(table, column, problems)], ignore_index=True)
     if len(problems) and not skip_bad:
         raise data.ManifestError(problems, source)
     table = data.drop_problems(table, problems)
@@ -97,6 +125,22 @@ def read_labelled(source, task, skip_bad, every_class=True):
     if missing and every_class:
         raise ValueError(f"{source}: no film is labelled {' or '.join(missing)}; every class needs films")
     return table, problems, notes
+
+
+def _unlabelled(table, column, known):
+    """The rows without a label, as problems, where any label is allowed."""
+    from kxray import data
+
+    numbers = np.array(data.manifest.row_numbers(table))
+    empty = (table[column] == "").to_numpy() & ~np.isin(numbers, known["row"])
+    return pd.DataFrame(
+        {
+            "row": numbers[empty],
+            "path": table["path"][empty],
+            "column": column,
+            "problem": "no label",
+        }
+    )
 
 
 def generate_phantoms(folder, task, count, seed, progress=None) -> pd.DataFrame:
@@ -108,8 +152,11 @@ def generate_phantoms(folder, task, count, seed, progress=None) -> pd.DataFrame:
     return data.read_manifest(manifest)
 
 
-def load(recipe, task, spec, folder, progress) -> RunFilms:
+def load(recipe, task, folder, progress) -> tuple[ClassifierTask, RunFilms]:
     """Gathers the films of a recipe, decodes each once, and lists what is wrong with them.
+
+    Returns:
+        (the task with its labels, the films)
 
     Raises:
         kxray.data.ManifestError: broken rows or unreadable films, unless the recipe skips them.
@@ -120,6 +167,7 @@ def load(recipe, task, spec, folder, progress) -> RunFilms:
 
     folder = Path(folder)
     table, problems, notes = _main_table(recipe, task, folder, progress)
+    task = task.for_films(table)
     extras = _training_only(recipe, task, folder, progress)
     table = table.assign(training_only=False)
     row_numbers = data.manifest.row_numbers(table)
@@ -139,13 +187,14 @@ def load(recipe, task, spec, folder, progress) -> RunFilms:
         shutil.rmtree(folder / "work" / "cache", ignore_errors=True)
     inputs = pipeline.load_inputs(
         table["path"],
-        spec,
+        task.spec,
         cache=recipe.cache,
         cache_dir=folder / "work" / "cache",
         measure=_measure,
         on_film=on_film,
         workers=recipe.workers,
         dicom_reader=recipe.dicom_reader,
+        min_side=task.min_side,
     )
     progress.update(bar, completed=len(table))
     if measured.count:
@@ -182,7 +231,7 @@ def load(recipe, task, spec, folder, progress) -> RunFilms:
         notes.append(f"{unknown} extra training films have no patient id: they may show tested patients")
     labels = np.zeros(len(inputs), int)
     labels[table.index] = [task.labels.index(label) for label in table[task.label_column]]
-    return RunFilms(table, inputs, labels, measured.features, measured.thumbnails, tuple(notes))
+    return task, RunFilms(table, inputs, labels, measured.features, measured.thumbnails, tuple(notes))
 
 
 def _main_table(recipe, task, folder, progress):
@@ -290,6 +339,13 @@ def split_films(recipe, task, table, grouping):
 
     if recipe.folds == 1:
         raise ValueError("--folds 1 leaves nothing to train on; 0 makes one split, 2 and more make folds")
+    counts = table[task.label_column].value_counts()
+    for label in task.labels:
+        if counts.get(label, 0) < SMALLEST_CLASS:
+            raise ValueError(
+                f"films labelled {label!r}: {counts.get(label, 0)}; to train, validate and test, a class "
+                f"needs at least {SMALLEST_CLASS}: collect more, or join it with another class"
+            )
     if recipe.folds:
         return data.patient_folds(table, task.label_column, recipe.folds, recipe.seed, grouping=grouping)
     if "split" in table.columns and (table["split"] != "").all():

@@ -11,6 +11,7 @@ import pandas as pd
 from kxray.io.files import replacing, write_whole
 from training import films as film_tables
 from training import runs, scoring
+from training.fitting import Fitting
 
 _PARTS = ("train", "val", "test")
 
@@ -19,13 +20,10 @@ class ClassifierJob:
     """One run, from its films to its report. Every step leaves files that a resumed run picks up."""
 
     def __init__(self, recipe, task, folder, progress):
-        from kxray.spec import ModelSpec
-
         self.recipe = recipe
         self.task = task
         self.folder = folder
         self.progress = progress
-        self.spec = ModelSpec(task.model, task.labels, "binary", task.image_size)
 
     def run(self):
         import keras
@@ -43,11 +41,15 @@ class ClassifierJob:
         self.scope, self.replicas = distribution.strategy_scope(recipe.strategy, recipe.batch_size)
         self.policy = distribution.set_precision(recipe.mixed_precision)
         keras.utils.set_random_seed(recipe.seed)
-        self.films = film_tables.load(recipe, self.task, self.spec, self.folder, self.progress)
+        self.task, self.films = film_tables.load(recipe, self.task, self.folder, self.progress)
+        self.spec = self.task.spec
         tested = self.films.tested
         grouping = data.film_groups(tested, thumbnails=self.films.thumbnails[tested.index])
         self.split = film_tables.split_films(recipe, self.task, tested, grouping)
         self.describe()
+        self.fitting = Fitting(
+            recipe, self.task, self.films, self.folder, self.progress, (self.scope, self.replicas)
+        )
         started = time.monotonic()
         predictions, model, history = self.folds() if recipe.folds else self.one_split()
         return self.finish(predictions, model, history, time.monotonic() - started)
@@ -123,79 +125,10 @@ class ClassifierJob:
     # Training and predicting
 
     def train(self, name, train_rows, validation_rows, seed):
-        import keras
-
-        from kxray import models
-        from kxray.data import pipeline
-        from kxray.layers import RandomAffine
-        from training import loop
-
-        recipe, labels = self.recipe, self.films.labels
-        train_rows = np.concatenate([train_rows, self.films.extra])
-        steps = pipeline.steps_per_epoch(train_rows, recipe.batch_size)
-        targets = labels[:, None]
-
-        def balanced(rows):
-            counts = np.maximum(np.bincount(labels[rows], minlength=len(self.task.labels)), 1)
-            return (len(rows) / (len(counts) * counts))[labels]
-
-        def build():
-            keras.utils.set_random_seed(seed)
-            rate = recipe.learning_rate
-            if recipe.learning_rate_decay == "cosine":
-                rate = keras.optimizers.schedules.CosineDecay(rate, recipe.epochs * steps)
-            with self.scope():
-                model = models.build(self.task.model)
-                model.compile(
-                    keras.optimizers.RMSprop(rate),
-                    "binary_crossentropy",
-                    metrics=["accuracy"],
-                    # Keras's loop over several steps does not run under MirroredStrategy.
-                    steps_per_execution=loop.steps_per_execution(steps) if self.replicas == 1 else 1,
-                )
-            return model
-
-        def batches(first_epoch):
-            return pipeline.training_batches(
-                self.films.inputs,
-                targets,
-                balanced(train_rows),
-                train_rows,
-                batch_size=recipe.batch_size,
-                seed=seed,
-                augment=RandomAffine(
-                    recipe.rotation, recipe.shift, recipe.shift, recipe.shear, recipe.zoom, dtype="float32"
-                ),
-                first_epoch=first_epoch,
-                replicas=self.replicas,
-            )
-
-        validation = pipeline.evaluation_batches(
-            self.films.inputs, targets, balanced(validation_rows), validation_rows, replicas=self.replicas
+        folder = name.replace(" ", "-")
+        return self.fitting.train(
+            Path("work") / folder, name, np.concatenate([train_rows, self.films.extra]), validation_rows, seed
         )
-        bar = self.progress.add_task(name, total=recipe.epochs, facts="")
-
-        def on_epoch(done, logs):
-            facts = f"validation loss {logs['val_loss']:.4f}" if logs else ""
-            self.progress.update(bar, completed=done, facts=facts)
-
-        began = time.monotonic()
-        model, history = loop.train(
-            self.folder / "work" / name.replace(" ", "-"),
-            build,
-            batches,
-            validation,
-            epochs=recipe.epochs,
-            steps=steps,
-            log_dir=str(self.folder / "tensorboard" / name.replace(" ", "-")),
-            on_epoch=on_epoch,
-        )
-        best = history.loc[history["val_loss"].idxmin()]
-        facts = f"validation loss {best['val_loss']:.4f} in epoch {best['epoch']:.0f}"
-        self.progress.update(bar, completed=recipe.epochs, facts=facts)
-        if self.progress.disable:
-            self.progress.console.print(f"{name}: {facts}, {time.monotonic() - began:.0f} s", soft_wrap=True)
-        return model, history
 
     def predictions(self, model, validation_rows, test_rows, fold):
         """Predictions of a model's validation and test films, calibrated on its validation films."""

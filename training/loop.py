@@ -22,7 +22,19 @@ def steps_per_execution(steps, most=16) -> int:
     return max(number for number in range(1, most + 1) if steps % number == 0)
 
 
-def train(folder, build, batches, validation, *, epochs, steps, log_dir=None, on_epoch=None, save_every=10.0):
+def train(
+    folder,
+    build,
+    batches,
+    validation,
+    *,
+    epochs,
+    steps,
+    patience=0,
+    log_dir=None,
+    on_epoch=None,
+    save_every=10.0,
+):
     """Trains a compiled model and keeps the weights of its lowest validation loss.
 
     Everything is under `folder`, so that the same call after a kill goes on where the last checkpoint was
@@ -35,6 +47,7 @@ def train(folder, build, batches, validation, *, epochs, steps, log_dir=None, on
         validation: dataset.
         epochs: number of epochs in all.
         steps: batches an epoch.
+        patience: stop after so many epochs without a lower validation loss; 0 never stops early.
         log_dir: TensorBoard folder, or None.
         on_epoch: called with (epochs done, logs) after every epoch and once at the start.
         save_every: seconds between checkpoints; 0 saves after every epoch.
@@ -49,10 +62,11 @@ def train(folder, build, batches, validation, *, epochs, steps, log_dir=None, on
     folder.mkdir(parents=True, exist_ok=True)
     model = build()
     with model.distribute_strategy.scope():
-        model.optimizer.build(model.trainable_variables)
+        if not model.optimizer.built:
+            model.optimizer.build(model.trainable_variables)
     finished = folder / "history.csv"
     if not finished.exists():
-        checkpoint = _Checkpoint(folder, save_every, epochs)
+        checkpoint = _Checkpoint(folder, save_every, epochs, patience)
         first_epoch = checkpoint.restore(model)
         if on_epoch is not None:
             on_epoch(first_epoch, {})
@@ -63,7 +77,7 @@ def train(folder, build, batches, validation, *, epochs, steps, log_dir=None, on
             callbacks.append(
                 keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: on_epoch(epoch + 1, logs))
             )
-        if first_epoch < epochs:
+        if first_epoch < epochs and not checkpoint.is_exhausted():
             model.fit(
                 batches(first_epoch),
                 epochs=epochs,
@@ -100,11 +114,12 @@ class _StopAtNan(keras.callbacks.Callback):
 class _Checkpoint(keras.callbacks.Callback):
     """Folders `state-<epochs done>`, each complete before it gets its name, the newest two kept."""
 
-    def __init__(self, folder, save_every, epochs):
+    def __init__(self, folder, save_every, epochs, patience):
         super().__init__()
         self.folder = folder
         self.save_every = save_every
         self.epochs = epochs
+        self.patience = patience
         self.history = []
         self.best = math.inf
         self.best_weights = None
@@ -131,12 +146,23 @@ class _Checkpoint(keras.callbacks.Callback):
         self.history, self.best = state["history"], state["best"]
         return len(self.history)
 
+    def is_exhausted(self) -> bool:
+        """Whether the last `patience` epochs brought no lower validation loss."""
+        losses = [epoch["val_loss"] for epoch in self.history]
+        return bool(self.patience and losses and len(losses) - 1 - losses.index(min(losses)) >= self.patience)
+
     def on_epoch_end(self, epoch, logs=None):
         self.history.append({"epoch": epoch + 1, **{name: float(value) for name, value in logs.items()}})
         if logs["val_loss"] < self.best or self.best_weights is None:
             self.best = float(logs["val_loss"])
             self.best_weights = self.model.get_weights()
-        if epoch + 1 == self.epochs or time.monotonic() - self.saved_at >= self.save_every:
+        if self.is_exhausted():
+            self.model.stop_training = True
+        if (
+            epoch + 1 == self.epochs
+            or self.is_exhausted()
+            or time.monotonic() - self.saved_at >= self.save_every
+        ):
             self.save()
 
     def save(self):

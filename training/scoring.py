@@ -8,20 +8,35 @@ BATCH = 128
 
 
 def traced_logits(model, spec):
-    """A tf.function from float32 (N, h, w, 1) network inputs to pre-activation logits float32 (N, units)."""
+    """A tf.function from float32 (N, h, w, 1) network inputs to pre-activation logits float32 (N, units).
+
+    It is kept with the model: tracing a deep network takes longer than running it on a few hundred films.
+    """
     import tensorflow as tf
 
     from kxray.explain.graph import with_logits
 
-    run = with_logits(model)
-    signature = [tf.TensorSpec([None, *spec.image_size, 1], tf.float32)]
-    return tf.function(lambda pixels: run(pixels)[0], input_signature=signature)
+    if "_kxray_logits" not in model.__dict__:
+        run = with_logits(model)
+        signature = [tf.TensorSpec([None, *spec.image_size, 1], tf.float32)]
+        model.__dict__["_kxray_logits"] = tf.function(
+            lambda pixels: run(pixels)[0], input_signature=signature
+        )
+    return model.__dict__["_kxray_logits"]
 
 
-def logits_of(model, inputs, rows) -> np.ndarray:
-    """The pre-activation logits float32 (len(rows), units) of some films, without augmentation."""
+def logits_of(model, inputs, rows, flips=False) -> np.ndarray:
+    """The pre-activation logits float32 (len(rows), units) of some films.
+
+    With `flips`, the mean over the views of `kxray.layers.dihedral_views`: test-time augmentation.
+    """
+    from kxray.layers import dihedral_views
+
     forward = traced_logits(model, inputs.spec)
-    batches = [forward(batch).numpy() for batch in inputs.batches(rows, BATCH)]
+    batches = []
+    for batch in inputs.batches(rows, BATCH):
+        views = dihedral_views(batch) if flips else [batch]
+        batches.append(np.mean([forward(view).numpy() for view in views], axis=0))
     return np.concatenate(batches) if batches else np.zeros((0, model.outputs[0].shape[-1]), np.float32)
 
 
@@ -75,21 +90,22 @@ def scores_of(predictions, spec, seed, grouped_by) -> dict:
         "calibrated": metrics.expected_calibration_error(probabilities, labels),
         "uncalibrated": metrics.expected_calibration_error(probabilities_of(logits, 1.0), labels),
     }
+    chosen = probabilities.argmax(axis=1)
     scores["folds"] = [
         {
             "fold": int(fold),
             "films": len(rows),
+            "accuracy": float(np.mean(chosen[rows] == labels[rows])),
             "balanced_accuracy": float(
-                metrics.balanced_accuracy(labels[rows], probabilities[rows].argmax(axis=1), spec.num_labels)
+                metrics.balanced_accuracy(labels[rows], chosen[rows], spec.num_labels)
             ),
         }
         for fold, rows in predictions.reset_index(drop=True).groupby("fold").indices.items()
     ]
-    by_fold = [fold["balanced_accuracy"] for fold in scores["folds"]]
-    scores["balanced_accuracy"]["mean_over_folds"] = float(np.mean(by_fold))
-    scores["balanced_accuracy"]["sd_over_folds"] = (
-        float(np.std(by_fold, ddof=1)) if len(by_fold) > 1 else None
-    )
+    for score in ("accuracy", "balanced_accuracy"):
+        by_fold = [fold[score] for fold in scores["folds"]]
+        scores[score]["mean_over_folds"] = float(np.mean(by_fold))
+        scores[score]["sd_over_folds"] = float(np.std(by_fold, ddof=1)) if len(by_fold) > 1 else None
     kind, unit = (
         ("patient", "patients")
         if grouped_by.startswith("patient")

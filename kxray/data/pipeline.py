@@ -18,7 +18,9 @@ from kxray.spec import ModelSpec
 CACHES = ("memory", "disk", "none")
 
 
-def stream_inputs(paths, spec: ModelSpec, *, measure=None, workers=None, dicom_reader="auto") -> Iterator:
+def stream_inputs(
+    paths, spec: ModelSpec, *, measure=None, workers=None, dicom_reader="auto", min_side=MIN_SIDE
+) -> Iterator:
     """Decodes films in parallel and brings each to network input, in order and in bounded memory.
 
     Args:
@@ -27,13 +29,16 @@ def stream_inputs(paths, spec: ModelSpec, *, measure=None, workers=None, dicom_r
         measure: optional function of a film's full pixels (H, W), called once a film.
         workers: decoding workers; one a core by default.
         dicom_reader: "auto", "pydicom" or "tensorflow-io", see `kxray.io.read_films`.
+        min_side: a film with a shorter side in pixels is refused.
 
     Yields:
         (index, result): result is float32 (h, w, 1), or the pair of it and what `measure`
         returned, or a FilmError where the film cannot be read. One unreadable film never stops the stream.
     """
     # Run where the film was decoded, be it a thread or another process.
-    transform = functools.partial(_network_input, image_size=spec.image_size, measure=measure)
+    transform = functools.partial(
+        _network_input, image_size=spec.image_size, measure=measure, min_side=min_side
+    )
     paths = list(paths)
     for index, result in read_films(paths, transform=transform, workers=workers, dicom_reader=dicom_reader):
         if isinstance(result, str):
@@ -41,10 +46,10 @@ def stream_inputs(paths, spec: ModelSpec, *, measure=None, workers=None, dicom_r
         yield index, result
 
 
-def _network_input(film, image_size, measure):
-    if min(film.pixels.shape) < MIN_SIDE:
+def _network_input(film, image_size, measure, min_side):
+    if min(film.pixels.shape) < min_side:
         height, width = film.pixels.shape
-        return f"{height} x {width} pixels are no film; models take {MIN_SIDE} a side and more"
+        return f"{height} x {width} pixels are too few; this model takes films of {min_side} a side and more"
     pixels = resize(film.pixels, image_size)[..., None]
     return pixels if measure is None else (pixels, measure(film.pixels))
 
@@ -106,7 +111,7 @@ def load_inputs(
         measure: optional function of a film's full pixels (H, W).
         on_film: called as on_film(index, what measure returned) after each film that was read, with None
             for an unreadable one; not called at all where a disk cache spares the reading.
-        **stream: `workers`, `dicom_reader` of `stream_inputs`.
+        **stream: `workers`, `dicom_reader`, `min_side` of `stream_inputs`.
 
     Returns:
         NetworkInputs; unreadable films are in its `errors`.
@@ -208,7 +213,7 @@ def training_batches(
     *,
     batch_size,
     seed,
-    augment=None,
+    augment=(),
     first_epoch=0,
     replicas=1,
 ):
@@ -223,7 +228,8 @@ def training_batches(
         indices: int, the films to train on; every epoch visits each once.
         batch_size: films a batch; the last batch of an epoch may be smaller.
         seed: int.
-        augment: a `kxray.layers.RandomAffine`, or None.
+        augment: layers with `num_draws` and `call(images, draws=)`, such as `kxray.layers.RandomAffine`,
+            applied in order.
         first_epoch: where to start.
         replicas: devices that share each batch. A batch that does not divide among them is filled up with
             films of weight 0, and its other weights are raised so that its mean loss stays what it was.
@@ -248,11 +254,13 @@ def training_batches(
 
     def prepare(step, batch):
         chosen, pixels = batch
-        if augment is not None:
+        if augment:
+            counts = [layer.num_draws for layer in augment]
             draws = tf.random.stateless_uniform(
-                (tf.shape(pixels)[0], augment.num_draws), seed=tf.stack([tf.cast(seed, tf.int64), step])
+                (tf.shape(pixels)[0], sum(counts)), seed=tf.stack([tf.cast(seed, tf.int64), step])
             )
-            pixels = augment(pixels, draws=draws)
+            for layer, own_draws in zip(augment, tf.split(draws, counts, axis=1), strict=True):
+                pixels = layer(pixels, draws=own_draws)
         return _shared_out((pixels, tf.gather(labels, chosen), tf.gather(weights, chosen)), replicas)
 
     epochs = tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max)

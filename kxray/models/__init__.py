@@ -9,7 +9,7 @@ import pkgutil
 import zipfile
 from pathlib import Path
 
-__all__ = ["build", "freeze_backbone", "load", "load_backbone_weights", "names"]
+__all__ = ["build", "check_backbone", "freeze_backbone", "load", "load_backbone_weights", "names"]
 
 
 def names() -> list[str]:
@@ -38,6 +38,14 @@ def build(name: str, /, **options):
         if option not in taken:
             raise ValueError(f"model {name!r} has no option {option!r}; its options are: {', '.join(taken)}")
     return builder(**options)
+
+
+def check_backbone(backbone, taps, image_size) -> None:
+    """Raises ValueError unless the backbone is known, has those stages, and takes films of that size."""
+    from kxray.models import _backbones
+
+    _backbones.choose_stages(backbone, taps)
+    _backbones.check_image_size(backbone, image_size)
 
 
 def load_backbone_weights(model, backbone, source) -> int:

@@ -4,9 +4,6 @@ import dataclasses
 import zipfile
 from pathlib import Path
 
-import keras
-from keras import layers
-
 
 @dataclasses.dataclass(frozen=True)
 class Backbone:
@@ -113,8 +110,10 @@ def features(name, film, taps):
         number of channels; every layer has the name it has in `keras.applications`, those it leaves
         unnamed are numbered from the input on.
     """
+    import keras
+
     backbone = find(name)
-    x = layers.Rescaling(backbone.scale, backbone.offset, name="pixel_range")(film)
+    x = keras.layers.Rescaling(backbone.scale, backbone.offset, name="pixel_range")(film)
     network = getattr(keras.applications, backbone.application)(
         include_top=False, weights=None, input_tensor=x
     )
@@ -163,7 +162,7 @@ def load_weights(model, name, source) -> int:
     missing = [layer for layer in wanted if layer not in trained]
     if missing:
         raise ValueError(
-            f"{source}: {len(missing)} of the {len(wanted)} layers of {name} are not in it ({missing[0]} ...); "
+            f"{source}: {len(missing)} of {len(wanted)} layers of {name} are not in it ({missing[0]} ...); "
             "start from a model of the same backbone with as deep a last stage"
         )
     for layer_name, layer in wanted.items():
@@ -185,6 +184,8 @@ def _over_channels(value, shape):
 
 
 def _trained_layers(name, source):
+    import keras
+
     path = Path(source)
     if source != "imagenet" and not path.exists():
         raise FileNotFoundError(

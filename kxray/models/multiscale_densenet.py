@@ -40,20 +40,18 @@ def build(
     Returns:
         keras.Model from float (N, height, width, 1) in [0, 1], bone bright, to probabilities float32
         (N, num_labels). Stage s has the layers `gap_s` and `logits_s`; then come `layer_relevance` and
-        `probabilities`. Randomly initialised; `kxray.models.load_backbone_weights` starts it from trained ones.
+        `probabilities`. Random weights; `kxray.models.load_backbone_weights` starts it from trained ones.
 
     Raises:
-        ValueError: an unknown backbone, stage, head or constraint, more taps than stages, or films smaller than
-            the backbone takes.
+        ValueError: an unknown backbone, stage, head or constraint, more taps than stages, or films smaller
+            than the backbone takes.
     """
     height, width = _backbones.check_image_size(backbone, image_size)
     stages = _backbones.choose_stages(backbone, taps)
     if head not in HEADS:
         raise ValueError(f"head must be one of {', '.join(HEADS)}, got {head!r}")
     if num_labels < 1 or (head == "softmax" and num_labels < 2):
-        raise ValueError(
-            f"a {head} head needs {1 if head == 'sigmoid' else 2} labels or more, got {num_labels}"
-        )
+        raise ValueError(f"num_labels must be at least {2 if head == 'softmax' else 1}, got {num_labels}")
     if not 0 <= batch_norm_momentum < 1:
         raise ValueError(f"batch_norm_momentum must be in [0, 1), got {batch_norm_momentum}")
     film = keras.Input((height, width, 1), name="film")

@@ -56,7 +56,7 @@ def load(paths, cache, tmp_path, **options):
     return pipeline.load_inputs(paths, SPEC, cache=cache, cache_dir=tmp_path / "cache", **options)
 
 
-def batches_of(inputs, count, *, indices=None, seed=3, augment=None, first_epoch=0, batch_size=4):
+def batches_of(inputs, count, *, indices=None, seed=3, augment=(), first_epoch=0, batch_size=4):
     size = len(inputs)
     indices = np.arange(size) if indices is None else indices
     dataset = pipeline.training_batches(
@@ -93,7 +93,7 @@ def test_inputs_are_the_eager_resize_of_8_and_16_bit_films(paths, tmp_path, cach
 def test_three_caches_give_the_same_batches(paths, tmp_path):
     augment = RandomAffine()
     memory, disk, none = (
-        batches_of(load(paths, cache, tmp_path), 7, augment=augment) for cache in pipeline.CACHES
+        batches_of(load(paths, cache, tmp_path), 7, augment=(augment,)) for cache in pipeline.CACHES
     )
     assert same(memory, disk) and same(memory, none)
     assert [len(pixels) for pixels, _, _ in memory] == [4, 4, 3, 4, 4, 3, 4]
@@ -129,15 +129,15 @@ def test_pixels_belong_to_their_targets(paths, tmp_path, cache):
 @CACHES
 def test_starting_at_epoch_three_is_skipping_three(paths, tmp_path, cache):
     inputs, augment = load(paths, cache, tmp_path), RandomAffine()
-    whole = batches_of(inputs, 15, augment=augment)
-    resumed = batches_of(inputs, 6, augment=augment, first_epoch=3)
+    whole = batches_of(inputs, 15, augment=(augment,))
+    resumed = batches_of(inputs, 6, augment=(augment,), first_epoch=3)
     assert same(whole[9:], resumed), "11 films in batches of 4 are 3 steps an epoch"
     assert pipeline.steps_per_epoch(range(11), 4) == 3
 
 
 def test_batches_are_a_function_of_the_seed(paths, tmp_path):
     inputs, augment = load(paths, "memory", tmp_path), RandomAffine()
-    first, again, other = (batches_of(inputs, 4, augment=augment, seed=seed) for seed in (1, 1, 2))
+    first, again, other = (batches_of(inputs, 4, augment=(augment,), seed=seed) for seed in (1, 1, 2))
     assert same(first, again) and not same(first, other)
     assert same(batches_of(inputs, 1, seed=2**40), batches_of(inputs, 1, seed=2**40))
 
@@ -146,7 +146,7 @@ def test_augmentation_differs_between_films_steps_and_epochs(tmp_path):
     path = tmp_path / "film.png"
     path.write_bytes(encode_png16(np.random.default_rng(0).random((30, 24)).astype("float32")))
     inputs = load([path] * 4, "memory", tmp_path)
-    batches = batches_of(inputs, 4, augment=RandomAffine(), batch_size=2)
+    batches = batches_of(inputs, 4, augment=(RandomAffine(),), batch_size=2)
     films = np.concatenate([pixels for pixels, _, _ in batches])
     distances = np.abs(films[:, None] - films[None]).max((2, 3, 4)) + np.eye(8)
     assert distances.min() > 0.05

@@ -340,7 +340,7 @@ def corrected_as_the_page_writes_it(page_path, views):
 
 def test_corrections_of_the_page_are_entered_and_are_a_source_of_films(sort, sorted_table, tmp_path):
     from training.films import read_labelled
-    from training.recipes.view_classifier import TASK
+    from training.recipes.view_classifier import Recipe, task_of
 
     corrected = tmp_path / "corrected.csv"
     page = sorted_table.with_name("sorted.review.html")
@@ -352,7 +352,7 @@ def test_corrections_of_the_page_are_entered_and_are_a_source_of_films(sort, sor
     changed = {path: row for path, row in after.items() if row != before[path]}
     assert sorted(row[3] for row in changed.values()) == ["frontal", "lateral", "lateral"]
     assert {row[4] for row in changed.values()} == {"corrected by a person"} and list(after) == list(before)
-    table, problems, _ = read_labelled(corrected, TASK, skip_bad=False)
+    table, problems, _ = read_labelled(corrected, task_of(Recipe()), skip_bad=False)
     assert sorted(table["view"]) == ["frontal", "lateral", "lateral"] and not len(problems)
     assert sort("--corrections", corrected, "--out", sorted_table).code == 0
     assert {row[0]: row for row in read_rows(sorted_table)} == after

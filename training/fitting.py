@@ -1,0 +1,140 @@
+"""The trainings of a run: one network, trained again and again on different films of one set."""
+
+import dataclasses
+import time
+from pathlib import Path
+
+import numpy as np
+
+
+@dataclasses.dataclass
+class Fitting:
+    """What the trainings of a run share.
+
+    Building and tracing a deep network takes longer than an epoch on a few hundred films, so the compiled
+    model is kept, and the next training starts it from fresh weights.
+
+    Args:
+        recipe: its batch size, epochs and the like.
+        task: `training.films.ClassifierTask` with its labels.
+        films: `training.films.RunFilms`.
+        folder: of the run; every training has a folder of its own below it.
+        progress: rich progress with a `facts` field.
+        devices: (context manager to build a model in, number of replicas).
+    """
+
+    recipe: object
+    task: object
+    films: object
+    folder: Path
+    progress: object
+    devices: tuple
+
+    def __post_init__(self):
+        self._steps = self._model = self._optimizer_start = None
+
+    def train(self, folder, name, train_rows, validation_rows, seed):
+        """Trains on some films and keeps the weights of the lowest validation loss on others.
+
+        Args:
+            folder: of this training, below the run's.
+            name: for the progress bar.
+            train_rows, validation_rows: positions of films.
+            seed: of the weights, and of the order and augmentation of films.
+
+        Returns:
+            (model, history); the model is trained anew by the next call.
+        """
+        import keras
+
+        from kxray.data import pipeline
+        from training import loop
+
+        recipe, replicas = self.recipe, self.devices[1]
+        steps = pipeline.steps_per_epoch(train_rows, recipe.batch_size)
+
+        def batches(first_epoch):
+            return pipeline.training_batches(
+                self.films.inputs,
+                self._targets(),
+                self._balanced(train_rows),
+                train_rows,
+                batch_size=recipe.batch_size,
+                seed=seed,
+                augment=self.task.augment(),
+                first_epoch=first_epoch,
+                replicas=replicas,
+            )
+
+        validation = pipeline.evaluation_batches(
+            self.films.inputs,
+            self._targets(),
+            self._balanced(validation_rows),
+            validation_rows,
+            replicas=replicas,
+        )
+        bar = self.progress.add_task(name, total=recipe.epochs, facts="")
+
+        def on_epoch(done, logs):
+            facts = f"validation loss {logs['val_loss']:.4f}" if logs else ""
+            self.progress.update(bar, completed=done, facts=facts)
+
+        def build():
+            keras.utils.set_random_seed(seed)
+            return self._compiled(steps)
+
+        began = time.monotonic()
+        model, history = loop.train(
+            self.folder / folder,
+            build,
+            batches,
+            validation,
+            epochs=recipe.epochs,
+            steps=steps,
+            patience=recipe.patience,
+            log_dir=str(self.folder / "tensorboard" / Path(folder).relative_to("work")),
+            on_epoch=on_epoch,
+        )
+        best = history.loc[history["val_loss"].idxmin()]
+        facts = f"validation loss {best['val_loss']:.4f} in epoch {best['epoch']:.0f} of {len(history)}"
+        self.progress.update(bar, completed=recipe.epochs, facts=facts)
+        if self.progress.disable:
+            self.progress.console.print(f"{name}: {facts}, {time.monotonic() - began:.0f} s", soft_wrap=True)
+        return model, history
+
+    def _compiled(self, steps):
+        from training import loop
+
+        scope, replicas = self.devices
+        with scope():
+            model = self.task.build(self.task.spec)
+            if self._steps == steps:
+                # The rate's schedule, the loss and the traced step are those of the last training.
+                self._model.set_weights(model.get_weights())
+                for variable, start in zip(
+                    self._model.optimizer.variables, self._optimizer_start, strict=True
+                ):
+                    variable.assign(start)
+                return self._model
+            model.compile(
+                self.task.optimizer(steps),
+                "binary_crossentropy" if self.task.kind == "binary" else "categorical_crossentropy",
+                metrics=["accuracy"],
+                # Keras's loop over several steps does not run under MirroredStrategy.
+                steps_per_execution=loop.steps_per_execution(steps) if replicas == 1 else 1,
+            )
+            model.optimizer.build(model.trainable_variables)
+        self._steps, self._model = steps, model
+        self._optimizer_start = [np.array(variable) for variable in model.optimizer.variables]
+        return model
+
+    def _targets(self):
+        """Float (N, units): the class as 0 or 1, or as a one-hot row."""
+        labels = self.films.labels
+        return labels[:, None] if self.task.kind == "binary" else np.eye(len(self.task.labels))[labels]
+
+    def _balanced(self, rows):
+        """Weights of all films with which every class of `rows` has the same say in the loss."""
+        labels = self.films.labels
+        counts = np.maximum(np.bincount(labels[rows], minlength=len(self.task.labels)), 1)
+        return (len(rows) / (len(counts) * counts))[labels]
