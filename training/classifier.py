@@ -6,15 +6,12 @@ import math
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from training import films as film_tables
 from training import options, runs, shell
 from training.films import DEFAULT_PHANTOMS
 from training.job import ClassifierJob
 from training.options import option
-
-_PLACES = ("data", "corrections", "export", "init")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,11 +85,9 @@ def fit_classifier(recipe, given, task_of) -> Path:
             do not fit each other.
     """
     console = Console(highlight=False)
-    # A run can be resumed from another folder than it was started in.
-    places = {name: _absolute(given[name]) for name in _PLACES if given.get(name)}
-    recipe, given = dataclasses.replace(recipe, **places), {**given, **places}
+    recipe, given = runs.with_absolute_places(recipe, given)
     if recipe.resume:
-        folder, recipe = _resumed(recipe, given)
+        folder, recipe = runs.resumed(recipe, given)
     elif recipe.dry_run:
         return _dry_run(recipe, task_of(recipe), console)
     else:
@@ -106,16 +101,7 @@ def fit_classifier(recipe, given, task_of) -> Path:
         _tell(console, folder, json.loads((folder / "metrics.json").read_text(encoding="utf-8")))
         return folder
     shell.load_tensorflow()
-    progress = Progress(
-        TextColumn("{task.description:<24}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[facts]}"),
-        console=console,
-        transient=False,
-        disable=not console.is_terminal,
-    )
+    progress = shell.progress_bars(console)
     try:
         with progress:
             scores = ClassifierJob(recipe, task_of(recipe), folder, progress).run()
@@ -126,11 +112,6 @@ def fit_classifier(recipe, given, task_of) -> Path:
         raise
     _tell(console, folder, scores)
     return folder
-
-
-def _absolute(place):
-    # A word that is no path, such as `--init imagenet`, stays as it is.
-    return place if place == "imagenet" else str(Path(place).resolve())
 
 
 def _tell(console, folder, scores):
@@ -148,25 +129,6 @@ def _tell(console, folder, scores):
         f"report {(folder / 'report.html').resolve()}",
         soft_wrap=True,
     )
-
-
-def _resumed(recipe, given):
-    if not recipe.out:
-        raise ValueError("--resume needs --out, the run folder to continue")
-    config = runs.read_config(recipe.out)
-    kept = {**config["options"], "resume": True, "out": recipe.out}
-    names = {field.name for field in dataclasses.fields(recipe)}
-    if not set(kept) <= names:
-        raise ValueError(
-            f"{recipe.out}: written by another version, with options {sorted(set(kept) - names)}"
-        )
-    for name, value in given.items():
-        if value is not None and kept.get(name) != value:
-            raise ValueError(
-                f"the run in {recipe.out} was started with --{name.replace('_', '-')} {kept.get(name)}, "
-                f"not {value}; resume it without that option, or start a new run"
-            )
-    return Path(recipe.out), dataclasses.replace(recipe, **kept)
 
 
 def _dry_run(recipe, task, console):

@@ -181,7 +181,7 @@ def load(recipe, task, folder, progress) -> tuple[ClassifierTask, RunFilms]:
         measured.keep(index, result)
         progress.update(bar, completed=index + 1)
 
-    measured_path.parent.mkdir(exist_ok=True)
+    measured_path.parent.mkdir(parents=True, exist_ok=True)
     if not measured_path.exists():
         # Killed between the two: a cache alone would spare the reading that measures.
         shutil.rmtree(folder / "work" / "cache", ignore_errors=True)
@@ -333,12 +333,35 @@ def _given_split(recipe, task, table, grouping):
     return dataclasses.replace(split, parts=parts, notes=(*split.notes, note))
 
 
-def split_films(recipe, task, table, grouping):
-    """The `kxray.data.Split` of the tested films: K folds, the source's own parts, or one split."""
+def validation_split(task, films, members, grouping, seed):
+    """Cuts the validation films of one training out of some tested films, with whole patients.
+
+    Args:
+        task, films: the ClassifierTask and RunFilms.
+        members: bool (number of tested films,).
+        grouping: `kxray.data.Grouping` of all tested films.
+        seed: of the split.
+
+    Returns:
+        Positions (train, validation).
+    """
     from kxray import data
 
-    if recipe.folds == 1:
-        raise ValueError("--folds 1 leaves nothing to train on; 0 makes one split, 2 and more make folds")
+    table = films.tested[members]
+    split = data.patient_split(
+        table,
+        task.label_column,
+        val=VALIDATION_SHARE,
+        test=0.0,
+        seed=seed,
+        grouping=grouping.take(members),
+    )
+    rows = table.index.to_numpy()
+    return rows[split.parts == "train"], rows[split.parts == "val"]
+
+
+def check_classes(task, table) -> None:
+    """Raises ValueError where a class has too few films to be in every part."""
     counts = table[task.label_column].value_counts()
     for label in task.labels:
         if counts.get(label, 0) < SMALLEST_CLASS:
@@ -346,6 +369,15 @@ def split_films(recipe, task, table, grouping):
                 f"films labelled {label!r}: {counts.get(label, 0)}; to train, validate and test, a class "
                 f"needs at least {SMALLEST_CLASS}: collect more, or join it with another class"
             )
+
+
+def split_films(recipe, task, table, grouping):
+    """The `kxray.data.Split` of the tested films: K folds, the source's own parts, or one split."""
+    from kxray import data
+
+    if recipe.folds == 1:
+        raise ValueError("--folds 1 leaves nothing to train on; 0 makes one split, 2 and more make folds")
+    check_classes(task, table)
     if recipe.folds:
         return data.patient_folds(table, task.label_column, recipe.folds, recipe.seed, grouping=grouping)
     if "split" in table.columns and (table["split"] != "").all():

@@ -108,19 +108,7 @@ class ClassifierJob:
 
     def validation_split(self, members, seed):
         """Positions (train, validation) of some tested films, with whole patients."""
-        from kxray import data
-
-        table = self.films.tested[members]
-        split = data.patient_split(
-            table,
-            self.task.label_column,
-            val=film_tables.VALIDATION_SHARE,
-            test=0.0,
-            seed=seed,
-            grouping=self.split.grouping.take(members),
-        )
-        rows = table.index.to_numpy()
-        return rows[split.parts == "train"], rows[split.parts == "val"]
+        return film_tables.validation_split(self.task, self.films, members, self.split.grouping, seed)
 
     # Training and predicting
 

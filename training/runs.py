@@ -1,6 +1,7 @@
 """The run folder: what is in it, and how it is opened."""
 
 import contextlib
+import dataclasses
 import json
 import math
 import os
@@ -47,6 +48,37 @@ def discard(folder) -> None:
         (folder / name).unlink(missing_ok=True)
     with contextlib.suppress(OSError):
         folder.rmdir()
+
+
+def with_absolute_places(recipe, given) -> tuple:
+    """The recipe and the given options with absolute paths: a run can be resumed from another folder."""
+    # A word that is no path, such as `--init imagenet`, stays as it is.
+    places = {
+        name: str(Path(given[name]).resolve())
+        for name in ("data", "corrections", "export", "init")
+        if given.get(name) and given[name] != "imagenet"
+    }
+    return dataclasses.replace(recipe, **places), {**given, **places}
+
+
+def resumed(recipe, given) -> tuple:
+    """(folder, recipe) of an interrupted run, with its own options: `given` may not change them."""
+    if not recipe.out:
+        raise ValueError("--resume needs --out, the run folder to continue")
+    config = read_config(recipe.out)
+    kept = {**config["options"], "resume": True, "out": recipe.out}
+    names = {field.name for field in dataclasses.fields(recipe)}
+    if not set(kept) <= names:
+        raise ValueError(
+            f"{recipe.out}: written by another version, with options {sorted(set(kept) - names)}"
+        )
+    for name, value in given.items():
+        if value is not None and kept.get(name) != value:
+            raise ValueError(
+                f"the run in {recipe.out} was started with --{name.replace('_', '-')} {kept.get(name)}, "
+                f"not {value}; resume it without that option, or start a new run"
+            )
+    return Path(recipe.out), dataclasses.replace(recipe, **kept)
 
 
 def read_config(folder) -> dict:

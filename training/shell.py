@@ -57,6 +57,22 @@ def load_tensorflow() -> None:
             os.close(terminal)
 
 
+def progress_bars(console):
+    """Rich progress whose tasks have a `facts` text; silent where nobody watches."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    return Progress(
+        TextColumn("{task.description:<24}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[facts]}"),
+        console=console,
+        transient=False,
+        disable=not console.is_terminal,
+    )
+
+
 def one_line(error: Exception) -> str:
     """An exception's message; an OSError's with its file and without its number."""
     if isinstance(error, OSError) and error.strerror:

@@ -47,11 +47,15 @@ class LayerRelevance(keras.layers.Layer):
             raise ValueError(f"expected stage logits of one shape (N, C), got {[*map(tuple, input_shape)]}")
         stages, classes = len(input_shape), input_shape[0][-1]
         start = "zeros" if self.constraint == "softmax" else keras.initializers.Constant(1 / stages)
-        self.scores = self.add_weight((stages, classes), initializer=start, name="scores")
+        # One stage has nothing to share out: its weight is 1.
+        free = self.constraint == "penalty" or stages > 1
+        self.scores = self.add_weight((stages, classes), initializer=start, trainable=free, name="scores")
 
     def relevance(self):
         """The weights pi, float tensor (S, C) in stage order."""
-        return ops.softmax(self.scores, axis=0) if self.constraint == "softmax" else self.scores + 0.0
+        if self.constraint == "penalty":
+            return self.scores + 0.0
+        return ops.softmax(self.scores, axis=0) if self.scores.shape[0] > 1 else ops.ones_like(self.scores)
 
     def distance_from_convex(self) -> float:
         """The largest violation over all classes: |sum of the weights - 1|, or a negative weight's size."""

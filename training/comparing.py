@@ -1,0 +1,358 @@
+"""A comparison, from its films to its table: every network on the same splits, one training after another."""
+
+import dataclasses
+import json
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from rich.console import Console
+
+from training import baselines, comparison_scores, options, runs, scoring, shell
+from training import films as film_tables
+from training.fitting import Fitting
+from training.recipes import multiscale_cam
+
+COARSE, FINE = "coarse_label", "label"
+_PHANTOM_CLASSES = ("label", "calibre")
+
+
+def run(recipe, given, rows_of) -> Path | None:
+    """Runs or resumes a comparison and returns its folder."""
+    console = Console(highlight=False)
+    recipe, given = runs.with_absolute_places(recipe, given)
+    if recipe.resume:
+        folder, recipe = runs.resumed(recipe, given)
+    else:
+        _check(recipe)
+        rows = rows_of(recipe, recipe.classes != 1)
+        for row in rows:
+            multiscale_cam.task_of(row.recipe)
+        if recipe.dry_run:
+            for row in rows:
+                console.print(f"would train {row.name}: {row.network}, {_trainings(recipe)} times")
+            return None
+        source = Path(recipe.data).resolve().name if recipe.data else "fillet-phantoms"
+        folder = runs.create(recipe.out or runs.default_folder("compare-multiscale", source))
+        kept = {"recipe": "compare multiscale", "options": options.as_json(recipe)}
+        runs.write_json(folder / "config.json", kept)
+    console.print(f"folder {folder}", soft_wrap=True)
+    if not (folder / "metrics.json").exists():
+        shell.load_tensorflow()
+        progress = shell.progress_bars(console)
+        with progress:
+            Comparison(recipe, folder, progress, rows_of).run()
+    for line in comparison_scores.told(json.loads((folder / "metrics.json").read_text(encoding="utf-8"))):
+        console.print(line, soft_wrap=True)
+    console.print(f"report {(folder / 'report.html').resolve()}", soft_wrap=True)
+    return folder
+
+
+def _check(recipe):
+    if recipe.split is None and recipe.folds < 2:
+        raise ValueError(f"give --folds 2 or more, or --split such as 7:1:2; got --folds {recipe.folds}")
+    if recipe.split is not None:
+        _shares(recipe.split)
+
+
+def _shares(text):
+    try:
+        parts = [float(part) for part in text.split(":")]
+    except ValueError:
+        parts = []
+    if len(parts) != 3 or min(parts) <= 0:
+        raise ValueError(f"--split takes three parts, training, validation and test, as 7:1:2; got {text!r}")
+    return [part / sum(parts) for part in parts]
+
+
+def _trainings(recipe):
+    return recipe.seeds * (1 if recipe.split else recipe.folds)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Question:
+    """Films with one of two sets of labels."""
+
+    task: film_tables.ClassifierTask
+    films: film_tables.RunFilms
+
+
+class Comparison:
+    """Every finished training leaves a file in work/cells, which a resumed comparison picks up."""
+
+    def __init__(self, recipe, folder, progress, rows_of):
+        self.recipe = recipe
+        self.folder = folder
+        self.progress = progress
+        self.rows_of = rows_of
+
+    def run(self):
+        import keras
+
+        from kxray import data
+        from training import distribution
+
+        recipe = self.recipe
+        devices = distribution.strategy_scope(recipe.strategy, recipe.batch_size)
+        policy = distribution.set_precision(recipe.mixed_precision)
+        keras.utils.set_random_seed(0)
+        self.source, (self.coarse, self.fine) = self.find_source()
+        rows = self.rows_of(recipe, self.fine is not None)
+        question = self.question(rows[0], self.fine is not None)
+        tested = question.films.tested
+        self.grouping = data.film_groups(tested, thumbnails=question.films.thumbnails[tested.index])
+        self.coarse_of = self.coarse_labels(tested)
+        self.splits = {seed: self.split(question, seed) for seed in range(recipe.seeds)}
+        texture = self.texture(question.films)
+        tables = []
+        for row in rows:
+            tables.append(self.row_cells(row, devices))
+        results = comparison_scores.Results(
+            rows=rows,
+            cells=pd.concat(tables, ignore_index=True),
+            baselines=self.baseline_cells(question, texture),
+            coarse_labels=sorted(set(self.coarse_of.values())),
+        )
+        metrics = comparison_scores.scores_of(results)
+        config = runs.read_config(self.folder) | {
+            "versions": runs.versions(),
+            "data_fingerprint": data.fingerprint(question.films.table.drop(columns="training_only")),
+            "films": tested[self.fine or self.coarse].value_counts().to_dict(),
+            "grouped_by": self.grouping.kind,
+            "replicas": devices[1],
+            "dtype_policy": policy,
+            "notes": list(question.films.notes),
+        }
+        runs.write_json(self.folder / "config.json", config)
+        runs.write_table(self.folder / "cells.csv", results.cells)
+        runs.write_table(self.folder / "table.csv", comparison_scores.table_of(metrics))
+        from training.report.comparison import write_report
+
+        write_report(self.folder, config, metrics)
+        # Last: a comparison that has metrics.json is complete.
+        runs.write_json(self.folder / "metrics.json", metrics)
+
+    # Films and their two questions
+
+    def find_source(self):
+        """(source of films, (column of the coarse labels, column of the size classes or None))."""
+        from kxray import data
+        from training.relabel import split
+
+        recipe = self.recipe
+        if recipe.data is None:
+            count = film_tables.DEFAULT_PHANTOMS if recipe.phantoms is None else recipe.phantoms
+            task = multiscale_cam.task_of(multiscale_cam.Recipe())
+            film_tables.generate_phantoms(self.folder / "phantoms", task, count, 0)
+            columns = _PHANTOM_CLASSES if recipe.classes else (_PHANTOM_CLASSES[0], None)
+            return self.folder / "phantoms", columns
+        table = data.read_source(recipe.data, check=False)
+        if COARSE in table.columns:
+            return Path(recipe.data), (COARSE, FINE if recipe.classes else None)
+        if not recipe.classes:
+            return Path(recipe.data), (FINE, None)
+        relabelled = self.folder / "relabelled"
+        if not relabelled.exists():
+            told = split(
+                recipe.data,
+                relabelled,
+                recipe.by,
+                recipe.classes,
+                skip_bad=recipe.skip_bad,
+                workers=recipe.workers,
+            )
+            for line in told:
+                self.progress.console.print(line, soft_wrap=True)
+        return relabelled, (COARSE, FINE)
+
+    def question(self, row, fine) -> _Question:
+        """The films at a network's input size, with the coarse labels or the size classes."""
+        side = row.recipe.image_size
+        recipe = dataclasses.replace(
+            row.recipe, data=str(self.source), label_column=self.fine if fine else self.coarse, phantoms=None
+        )
+        task, films = film_tables.load(
+            recipe, multiscale_cam.task_of(recipe), self.folder / "work" / f"films-{side}", self.progress
+        )
+        return _Question(task, films)
+
+    def coarse_labels(self, tested) -> dict:
+        """Size class -> the coarse label it belongs to; the coarse labels themselves where there are none."""
+        pairs = tested[[self.fine or self.coarse, self.coarse]].drop_duplicates()
+        coarse_of = dict(pairs.to_numpy())
+        if len(coarse_of) != len(pairs):
+            raise ValueError(
+                f"{self.source}: a class of column {self.fine!r} has films of several {self.coarse!r}; every "
+                "size class belongs to one coarse label"
+            )
+        return coarse_of
+
+    def split(self, question, seed):
+        """A list of (bool members of training and validation, positions of test films), one a fold."""
+        from kxray import data
+
+        tested = question.films.tested
+        film_tables.check_classes(question.task, tested)
+        rows = tested.index.to_numpy()
+        if self.recipe.split is None:
+            parts = data.patient_folds(
+                tested, question.task.label_column, self.recipe.folds, seed, grouping=self.grouping
+            ).parts
+            return [(parts != fold, rows[parts == fold], None) for fold in range(self.recipe.folds)]
+        _, val, test = _shares(self.recipe.split)
+        parts = data.patient_split(
+            tested, question.task.label_column, val=val, test=test, seed=seed, grouping=self.grouping
+        ).parts
+        return [(parts != "test", rows[parts == "test"], rows[parts == "val"])]
+
+    # Trainings
+
+    def row_cells(self, row, devices):
+        """The predictions of one network, of every seed and fold."""
+        folder = self.folder / "work" / "cells"
+        folder.mkdir(parents=True, exist_ok=True)
+        names = {
+            (seed, fold): folder / f"{row.name}-seed-{seed}-fold-{fold}.csv"
+            for seed, folds in self.splits.items()
+            for fold in range(len(folds))
+        }
+        if not all(path.exists() for path in names.values()):
+            question = self.question(row, row.fine)
+            fitting = Fitting(row.recipe, question.task, question.films, self.folder, self.progress, devices)
+            for (seed, fold), path in names.items():
+                if not path.exists():
+                    runs.write_table(path, self.train(row, fitting, seed, fold))
+        return pd.concat(
+            [
+                pd.read_csv(path, dtype={"patient_id": str, "group": str}, keep_default_na=False).assign(
+                    row=row.name
+                )
+                for path in names.values()
+            ],
+            ignore_index=True,
+        )
+
+    def train(self, row, fitting, seed, fold):
+        """One training: the predictions of its validation and test films."""
+        members, test, validation = self.splits[seed][fold]
+        films, task = fitting.films, fitting.task
+        if validation is None:
+            train, validation = film_tables.validation_split(
+                task, films, members, self.grouping, 100 * seed + fold
+            )
+        else:
+            train = np.setdiff1d(films.tested.index.to_numpy()[members], validation)
+        name = f"{row.name} seed {seed} fold {fold + 1}"
+        folder = Path("work") / "trainings" / f"{row.name}-{seed}-{fold}"
+        began = time.monotonic()
+        model, history = fitting.train(folder, name, train, validation, 100 * seed + fold)
+        seconds = time.monotonic() - began
+        rows = np.concatenate([validation, test])
+        groups = pd.Series(self.grouping.groups, index=films.tested.index)
+        logits = scoring.logits_of(model, films.inputs, rows)
+        flipped = scoring.logits_of(model, films.inputs, rows, flips=True)
+        table = scoring.prediction_table(
+            films.table,
+            rows,
+            films.labels,
+            logits,
+            1.0,
+            task.spec,
+            seed=seed,
+            fold=fold,
+            part=np.where(np.arange(len(rows)) < len(validation), "val", "test"),
+            group=groups[rows].to_numpy(),
+            coarse=films.table.loc[rows, self.coarse].to_numpy(),
+            training_seconds=seconds,
+            epochs=len(history),
+            parameters=model.count_params(),
+        )
+        table = table.drop(columns=[name for name in table.columns if name.startswith(("logit_", "temper"))])
+        for suffix, values in (("", logits), ("_flips", flipped)):
+            table = self.with_coarse(table, task.spec, scoring.probabilities_of(values, 1.0), suffix)
+        table = comparison_scores.with_maps(table, row, model, films, self.source)
+        shutil.rmtree(self.folder / folder)
+        return table
+
+    def with_coarse(self, table, spec, probabilities, suffix):
+        """Adds the coarse prediction: the probabilities of a coarse label's classes added up."""
+        names = sorted(set(self.coarse_of.values()))
+        coarse = [self.coarse_of.get(label, label) for label in spec.labels]
+        sums = np.stack(
+            [probabilities[:, [owner == name for owner in coarse]].sum(axis=1) for name in names], axis=1
+        )
+        added = {f"coarse_probability_{name}{suffix}": sums[:, index] for index, name in enumerate(names)}
+        chosen = [names[index] for index in sums.argmax(axis=1)]
+        return table.assign(**added, **{f"coarse_predicted{suffix}": chosen})
+
+    # Baselines
+
+    def texture(self, films):
+        """Texture features of every film, read once."""
+        from kxray.io import FilmError, read_films
+
+        kept = self.folder / "work" / "texture.npy"
+        if not kept.exists():
+            paths = list(films.table["path"])
+            bar = self.progress.add_task("texture features", total=len(paths), facts="")
+            rows = [None] * len(paths)
+            for done, (index, result) in enumerate(
+                read_films(paths, transform=_texture, workers=self.recipe.workers), start=1
+            ):
+                if isinstance(result, FilmError):
+                    raise result
+                rows[index] = result
+                self.progress.update(bar, completed=done)
+            with runs.replacing(kept) as temporary, open(temporary, "wb") as file:
+                np.save(file, np.stack(rows))
+        return np.load(kept)
+
+    def baseline_cells(self, question, texture):
+        """Test predictions of the classical and the no-anatomy baseline, on the same splits."""
+        from kxray.data import no_anatomy_baseline
+
+        tested = question.films.tested
+        positions = tested.index.to_numpy()
+        order = {position: number for number, position in enumerate(question.films.table.index)}
+        texture = texture[[order[position] for position in positions]]
+        anatomy_free = question.films.features[positions]
+        coarse_names = sorted(set(self.coarse_of.values()))
+        coarse = np.array([coarse_names.index(name) for name in tested[self.coarse]])
+        questions = {"coarse": (coarse, coarse_names)}
+        if self.fine is not None:
+            questions["fine"] = (question.films.labels[positions], list(question.task.labels))
+        tables = []
+        for seed, folds in self.splits.items():
+            fold_of = np.full(len(positions), -1)
+            for fold, (_, test, _) in enumerate(folds):
+                fold_of[np.isin(positions, test)] = fold
+            scored = fold_of >= 0
+            for name, (labels, names) in questions.items():
+                svm = baselines.texture_scores(texture, labels, fold_of, seed)
+                outputs = {"texture": svm}
+                if name == "coarse":
+                    outputs["no-anatomy"] = no_anatomy_baseline(anatomy_free, labels, fold_of, seed=seed)
+                for baseline, output in outputs.items():
+                    chosen = [names[index] for index in output[scored].argmax(axis=1)]
+                    tables.append(
+                        pd.DataFrame(
+                            {
+                                "row": f"{baseline}-{name}",
+                                "path": tested["path"][scored],
+                                "group": self.grouping.groups[scored].astype(str),
+                                "seed": seed,
+                                "fold": fold_of[scored],
+                                "label": [names[index] for index in labels[scored]],
+                                "predicted": chosen,
+                                "coarse": tested[self.coarse][scored],
+                                "coarse_predicted": [self.coarse_of.get(label, label) for label in chosen],
+                            }
+                        )
+                    )
+        return pd.concat(tables, ignore_index=True)
+
+
+def _texture(film):
+    return baselines.texture_features(film.pixels)
