@@ -31,8 +31,20 @@ _PUBLIC = {
     "no_anatomy_baseline": "audit",
     "no_anatomy_features": "audit",
     "scan_films": "audit",
+    "Ridge": "calibre",
+    "mask_area": "calibre",
+    "mask_width": "calibre",
+    "ridge_calibre": "calibre",
+    "strongest_ridge": "calibre",
+    "box_size": "relabel",
+    "kept_labels": "relabel",
+    "measure_sizes": "relabel",
+    "relabel_by_size": "relabel",
+    "size_classes": "relabel",
+    "size_label": "relabel",
+    "size_thresholds": "relabel",
 }
-_MODULES = ("audit", "manifest", "phantom", "pipeline", "sources", "splits")
+_MODULES = ("audit", "calibre", "manifest", "phantom", "pipeline", "relabel", "sources", "splits")
 
 __all__ = list(_PUBLIC) + list(_MODULES)
 
