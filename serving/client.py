@@ -4,6 +4,7 @@
 
     with Client("localhost:8500") as client:
         prediction = client.predict("film.dcm")
+        explanation = client.explain("film.dcm")  # .heatmap, and .stage_maps where the model has stages
 
 Any film that kxray.read_image reads is decoded here and sent as lossless 16-bit PNG. Importing this module
 imports neither TensorFlow nor Keras; the first call imports the stubs of tensorflow-serving-api, and
@@ -107,12 +108,19 @@ class Explanation:
         explained_label: the label the map is about.
         method: the explanation method asked for; empty for the model's own choice.
         prediction: the answer that came with it.
+        stage_names: the S stages of a multi-scale explanation, shallow to deep; none for other methods.
+        relevance_weights: float32 (S,), how much each stage counts for `explained_label`.
+        stage_maps: float32 (S, h, w), each stage's own map before weighting, signed and raw: `heatmap` is the
+            sum over the stages of relevance_weights * stage_maps.
     """
 
     heatmap: np.ndarray
     explained_label: str
     method: str
     prediction: Prediction
+    stage_names: tuple[str, ...]
+    relevance_weights: np.ndarray
+    stage_maps: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,7 +203,9 @@ class Client:
             if label not in (None, explained_label):
                 raise ModelNotFound(f"version {version} has its labels in another order")
             prediction = self._predictions(version, outputs)[0]
-            return Explanation(outputs["heatmap"][0], explained_label, method or "", prediction)
+            return Explanation(
+                outputs["heatmap"][0], explained_label, method or "", prediction, *_stages(outputs)
+            )
 
         encoded = _encode(film)
         return self._across_reload(ask)
@@ -301,6 +311,15 @@ class Client:
                     raise failure from error
             time.sleep(pause * random.uniform(0.75, 1.25))
             pause = min(2 * pause, _MAX_BACKOFF_SECONDS)
+
+
+def _stages(outputs):
+    """(names, relevance weights, maps) of the first film's stages; of none where the method has no stages."""
+    height, width = outputs["heatmap"].shape[1:]
+    if "stage_maps" not in outputs:
+        return (), np.zeros(0, np.float32), np.zeros((0, height, width), np.float32)
+    names = tuple(name.decode() for name in outputs["stage_names"][0])
+    return names, outputs["relevance_weights"][0], outputs["stage_maps"][0]
 
 
 def _channel_options():

@@ -11,7 +11,7 @@ import click
 
 from kxray.io import read_image
 from kxray.io.files import write_whole
-from kxray.io.overlay import overlay
+from serving import explanation_picture
 from serving.client import DEFAULT_MODEL, Client, InvalidFilm, InvalidRequest, ServingError
 from serving.shell import one_line, silent_stderr
 
@@ -54,11 +54,22 @@ def main():
 @click.option(
     "--explain", "picture", type=click.Path(), help="Save the explanation over the film as this PNG."
 )
-@click.option("--method", help="Explanation method; the model's first one by default.")
-@click.option("--label", help="Label to explain; the predicted one by default.")
+@click.option(
+    "--method", help="Explanation method, e.g. multiscale_cam or grad_cam; the model's first one by default."
+)
+@click.option("--label", help="Label to explain, e.g. one of `describe`; the predicted one by default.")
 @asking
 def predict(client, as_json, films, picture, method, label):
-    """Classifies FILMS: PNG, JPEG, TIFF or DICOM."""
+    """Classifies FILMS: PNG, JPEG, TIFF or DICOM.
+
+    \b
+    predict a.dcm b.png --json
+    predict a.dcm --explain why.png --label lateral
+
+    In the PNG red speaks for the label and blue against it; the strongest place of a map has full colour, and
+    the value it stands for is written down (in the caption, and in the PNG's Description). A multi-scale
+    model adds a panel for each of its stages, with the stage's relevance weight for that label.
+    """
     if picture and len(films) > 1:
         raise ValueError(f"--explain takes one film, got {len(films)}")
     if (method or label) and not picture:
@@ -120,19 +131,15 @@ def _print(path, prediction, as_json):
 
 
 def _save(film, explanation, picture):
-    from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
     facts = PngInfo()
-    peak = abs(explanation.heatmap).max()
-    facts.add_text(
-        "Description", f"for (red) and against (blue) {explanation.explained_label}; peak {peak:.6g}"
-    )
+    facts.add_text("Description", explanation_picture.describe(explanation))
     facts.add_text(
         "Software", f"{explanation.prediction.model} version {explanation.prediction.model_version}"
     )
     png = io.BytesIO()
-    Image.fromarray(overlay(film.pixels, explanation.heatmap)).save(png, "PNG", pnginfo=facts)
+    explanation_picture.draw(film.pixels, explanation).save(png, "PNG", pnginfo=facts)
     try:
         write_whole(picture, png.getvalue())
     except OSError as error:  # it names the temporary file

@@ -1,6 +1,9 @@
 """Writes a trained model as the next version of a SavedModel that TensorFlow Serving can load.
 
-python -m serving.export RUN --to saved_models/NAME [--explain grad_cam]
+    python -m serving.export RUN --to saved_models/NAME [--explain grad_cam]
+
+Unless told otherwise it exports the explanations that suit the model (`kxray.explain.default_methods`):
+multiscale_cam where its stages vote through a LayerRelevance layer, and grad_cam.
 """
 
 import contextlib
@@ -15,22 +18,24 @@ import click
 
 from serving.shell import import_tensorflow_quietly, one_line
 
-# Largest difference between a served probability and the Keras model's, by the coarsest type that its layers
-# compute in: graph optimisation joins operations, which rounds half-precision numbers at other places.
+# Largest difference between a served number and the Keras model's, by the coarsest type that its layers
+# compute in: graph optimisation joins operations, which rounds half-precision numbers at other places. Of a
+# probability; of a map, whose scale is the model's own, as a share of its peak where that exceeds one.
 TOLERANCE = {"float32": 1e-5, "float16": 1e-3, "bfloat16": 1e-2}
 # A name that is not a number is no version to TensorFlow Serving's watcher.
 _UNFINISHED = ".export-"
 _ABANDONED_SECONDS = 3600
 
 
-def export(run, to, explain=("grad_cam",)) -> Path:
+def export(run, to, explain=None) -> Path:
     """Exports a trained run.
 
     Args:
         run: a run folder (model.keras and spec.json), or a .keras file with spec.json beside it.
         to: the model's folder, for example saved_models/view_classifier; the next version number is written
             into it, atomically: a server that watches the folder sees all of the version or nothing.
-        explain: explanation methods to export; the first one also answers as `explain`.
+        explain: explanation methods to export, the first one also answers as `explain`; by default those
+            that suit the model, `kxray.explain.default_methods`.
 
     Returns:
         The version's folder.
@@ -44,31 +49,33 @@ def export(run, to, explain=("grad_cam",)) -> Path:
     return export_model(model, spec, to, explain)
 
 
-def export_model(model, spec, to, explain=("grad_cam",)) -> Path:
+def export_model(model, spec, to, explain=None) -> Path:
     """Exports a model in memory; see `export`.
 
     Args:
         model: functional keras.Model from (N, height, width, 1) to the units of `spec.task`.
         spec: kxray.ModelSpec.
         to: the model's folder.
-        explain: explanation methods.
+        explain: explanation methods; see `export`.
 
     Returns:
         The version's folder. Its `assets.extra` holds spec.json and the warm-up requests.
 
     Raises:
-        ValueError: the model does not fit the spec, or the written SavedModel does not repeat its numbers to
-            1e-5 (see TOLERANCE for mixed precision); nothing is left behind then.
+        ValueError: the model does not fit the spec or a method, or the written SavedModel does not repeat
+            its probabilities and maps to 1e-5 (see TOLERANCE); nothing is left behind then.
     """
-    explain = tuple(dict.fromkeys(explain))
-    _check_fit(model, spec, explain)
+    from kxray.explain import default_methods
+
+    explain = default_methods(model) if explain is None else tuple(dict.fromkeys(explain))
+    signatures = _signatures(model, spec, explain)
     to = Path(to)
     to.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(to)
     unfinished = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=to))
     try:
-        _write(model, spec, explain, unfinished, to.name)
-        _verify(model, spec, unfinished)
+        _write(signatures, spec, unfinished, to.name)
+        _verify(model, spec, explain, unfinished)
         unfinished.chmod(0o755)
         return _publish(unfinished, to)
     except BaseException:
@@ -91,9 +98,11 @@ def _remove_abandoned(to):
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def _check_fit(model, spec, explain):
+def _signatures(model, spec, explain):
+    """The signatures to write; ValueError unless model, spec and methods fit each other."""
     from kxray.explain import METHODS
     from kxray.explain.graph import require_functional
+    from serving import graph
 
     require_functional(model)
     expected_input = (None, *spec.image_size, 1)
@@ -111,14 +120,14 @@ def _check_fit(model, spec, explain):
             raise ValueError(
                 f"unknown explanation method {method!r}; the known ones are: {', '.join(METHODS)}"
             )
+    return graph.endpoints(model, spec, explain)
 
 
-def _write(model, spec, explain, folder, name):
+def _write(signatures, spec, folder, name):
     import keras
 
-    from serving import graph, warmup
+    from serving import warmup
 
-    signatures = graph.endpoints(model, spec, explain)
     archive = keras.export.ExportArchive()
     # Not archive.track(model): variables that endpoints use are found anyway; tracking stores them twice.
     for signature_name, (function, input_signature) in signatures.items():
@@ -130,44 +139,77 @@ def _write(model, spec, explain, folder, name):
     warmup.write(extra / warmup.FILE_NAME, name, signatures)
 
 
-def _verify(model, spec, folder):
+def _verify(model, spec, explain, folder):
     """Reloads the SavedModel, replays its warm-up and compares its numbers with the Keras model's."""
-    import numpy as np
     import tensorflow as tf
 
-    from kxray.explain.graph import with_logits
     from kxray.layers.film_input import film_input
     from serving import warmup
 
     pixels = warmup.example_pixels(150, 130)[None, ..., None]
     png = tf.io.encode_png(tf.constant((pixels[0] * 65535).round().astype("uint16")))
     images = film_input(spec)(pixels)
-    logits, last = with_logits(model, model.outputs[0])(images)
-    activate = tf.nn.softmax if spec.task == "multiclass" else tf.sigmoid
     computed_in = {layer.compute_dtype for layer in model.layers}
     tolerance = max(TOLERANCE.get(dtype, TOLERANCE["float32"]) for dtype in computed_in)
+    expected = _expected_probabilities(model, spec, images, tolerance)
+    signatures = tf.saved_model.load(str(folder)).signatures
+    answers = {
+        "predict_pixels": signatures["predict_pixels"](pixels=tf.constant(pixels)),
+        "serving_default": signatures["serving_default"](image_bytes=png[None]),
+    }
+    # Not -1: where two labels are nearly tied, rounding may predict either.
+    labels = [0, spec.num_labels - 1]
+    for method in explain:
+        name = f"explain_{method}"
+        answers[name] = signatures[name](image_bytes=tf.stack([png, png]), label=tf.constant(labels))
+        maps = _expected_maps(model, spec, images, method, labels)
+        _compare(name, answers[name]["heatmap"], maps, tolerance * max(1, abs(maps).max()))
+    for name, outputs in answers.items():
+        _compare(name, outputs["probabilities"], expected, tolerance)
+    for request in warmup.read(folder / "assets.extra" / warmup.FILE_NAME):
+        inputs = {key: tf.constant(tf.make_ndarray(value)) for key, value in request.inputs.items()}
+        signatures[request.model_spec.signature_name](**inputs)
+
+
+def _expected_probabilities(model, spec, images, tolerance):
+    """What the Keras model itself says, float32 (N, L); ValueError where its last activation is another."""
+    import numpy as np
+    import tensorflow as tf
+
+    from kxray.explain.graph import with_logits
+
+    logits, last = with_logits(model, model.outputs[0])(images)
+    activate = tf.nn.softmax if spec.task == "multiclass" else tf.sigmoid
     if _far(activate(logits), last, tolerance) and _far(logits, last, tolerance):
         raise ValueError(
             f"model {model.name!r} ends neither in logits nor in the {activate.__name__} of {spec.task}"
         )
     expected = activate(logits / spec.temperature).numpy()
-    if spec.task == "binary":
-        expected = np.concatenate([1 - expected, expected], axis=-1)
-    loaded = tf.saved_model.load(str(folder))
-    answers = {
-        "predict_pixels": loaded.signatures["predict_pixels"](pixels=tf.constant(pixels)),
-        "serving_default": loaded.signatures["serving_default"](image_bytes=png[None]),
-    }
-    for signature_name, outputs in answers.items():
-        if _far(outputs["probabilities"], expected, tolerance):
-            difference = np.abs(outputs["probabilities"] - expected).max()
-            raise ValueError(
-                f"the exported {signature_name} differs from the Keras model by {difference:.1e}, more than "
-                f"{tolerance:.0e}; nothing was written"
-            )
-    for request in warmup.read(folder / "assets.extra" / warmup.FILE_NAME):
-        inputs = {key: tf.constant(tf.make_ndarray(value)) for key, value in request.inputs.items()}
-        loaded.signatures[request.model_spec.signature_name](**inputs)
+    return np.concatenate([1 - expected, expected], axis=-1) if spec.task == "binary" else expected
+
+
+def _expected_maps(model, spec, images, method, labels):
+    """The maps of the Keras model for one film and each of `labels`, float32 (len(labels), h, w)."""
+    import numpy as np
+
+    from kxray.explain import attribute
+
+    films = np.repeat(images, len(labels), axis=0)
+    if spec.task != "binary":
+        return attribute(model, films, labels, method).sum(axis=-1)
+    sign = np.float32([1 if label == 1 else -1 for label in labels])[:, None, None]
+    return sign * attribute(model, films, 0, method).sum(axis=-1)
+
+
+def _compare(signature_name, got, expected, tolerance):
+    import numpy as np
+
+    if _far(got, expected, tolerance):
+        difference = np.abs(got - expected).max()
+        raise ValueError(
+            f"the exported {signature_name} differs from the Keras model by {difference:.1e}, more than "
+            f"{tolerance:.0e}; nothing was written"
+        )
 
 
 def _far(got, expected, tolerance) -> bool:
@@ -196,15 +238,14 @@ def _publish(unfinished: Path, to: Path) -> Path:
 @click.option(
     "--explain",
     multiple=True,
-    default=("grad_cam",),
-    show_default=True,
+    show_default="multiscale_cam where the model's stages vote, and grad_cam",
     help="Explanation method; may be given several times, the first one answers as `explain`.",
 )
 def main(run, to, explain):
     """Writes RUN (a run folder, or a .keras file with spec.json beside it) as the next version under --to."""
     import_tensorflow_quietly()
     try:
-        click.echo(export(run, to, explain))
+        click.echo(export(run, to, explain or None))
     except (ValueError, OSError) as error:
         click.echo(f"error: {one_line(error)}", err=True)
         sys.exit(2)

@@ -2,13 +2,12 @@
 
 import tensorflow as tf
 
-from kxray.explain import explainer
+from kxray.explain import PREDICTED, detailed_explainer
 from kxray.explain.graph import with_logits
 from kxray.io.film import MAX_PIXELS, MAX_SIDE, MIN_SIDE
 from kxray.layers.film_input import film_input
 from kxray.spec import UNSURE
 
-PREDICTED = -1
 _PNG_SIGNATURE = [0x89, 0x50, 0x4E, 0x47, 0x0D, 0x0A, 0x1A, 0x0A]
 _IHDR = [0x49, 0x48, 0x44, 0x52]
 _HEADER_BYTES = 26
@@ -26,7 +25,8 @@ def endpoints(model, spec, methods):
     Args:
         model: functional keras.Model from (N, h, w, 1) to one sigmoid unit (task binary) or L units.
         spec: its kxray.ModelSpec.
-        methods: names of CAM or pixel explanation methods; the first one also answers as `explain`.
+        methods: names of explanation methods (`kxray.explain.METHODS`); the first one also answers as
+            `explain`.
 
     Returns:
         dict from signature name to (function, its input signature):
@@ -34,8 +34,15 @@ def endpoints(model, spec, methods):
         `predict_pixels` (`pixels` float32 (N, H, W, 1) in [0, 1], any H and W);
         `explain` and `explain_<method>` (`image_bytes`, and `label` int32 (N,): an index into `spec.labels`,
         or -1 for the predicted one), which add `heatmap` float32 (N, h, w), signed and raw, positive where
-        the film speaks for that label, and `explained_label` string (N,);
+        the film speaks for that label, `explained_label` string (N,), and whatever else the method computes:
+        multiscale_cam `stage_maps` float32 (N, S, h, w), the map of each of S stages before weighting,
+        `relevance_weights` float32 (N, S) and `stage_names` string (N, S), shallow to deep, so that
+        heatmap = sum over S of relevance_weights * stage_maps; grad_cam nothing.
+        Prediction and explanation share one forward pass;
         `describe` (no input): `spec` string (1,), its JSON, and `labels` string (1, L).
+
+    Raises:
+        ValueError: a method that cannot read this model.
     """
     prepare = film_input(spec)
     height, width = spec.image_size
@@ -58,9 +65,15 @@ def endpoints(model, spec, methods):
             parallel_iterations=4,
         )
 
-    def answer(images):
-        probabilities = _probabilities(run(images)[0], spec)
-        top = tf.argmax(probabilities, axis=-1, output_type=tf.int32)
+    @tf.function(input_signature=[tf.TensorSpec([None, height, width, 1], tf.float32)], autograph=False)
+    def network(images):
+        return run(images)[0]
+
+    def answer(logits):
+        probabilities = _probabilities(logits, spec)
+        # Half-precision or saturated probabilities tie where logits do not; an explainer goes by the logits.
+        ranked = probabilities if spec.task == "binary" else logits
+        top = tf.argmax(ranked, axis=-1, output_type=tf.int32)
         return top, {
             "probabilities": probabilities,
             "label": tf.gather(labels, top),
@@ -68,7 +81,7 @@ def endpoints(model, spec, methods):
         }
 
     def serving_default(image_bytes):
-        return answer(network_input(image_bytes))[1]
+        return answer(network(network_input(image_bytes)))[1]
 
     def predict_pixels(pixels):
         with tf.control_dependencies(_pixel_checks(pixels)):
@@ -77,25 +90,23 @@ def endpoints(model, spec, methods):
         images = tf.cond(
             ready, lambda: tf.ensure_shape(pixels, (None, height, width, 1)), lambda: prepare(pixels)
         )
-        return answer(images)[1]
+        return answer(network(images))[1]
 
     def explain_by(method):
-        maps_of = explainer(model, method)
+        explain_images = detailed_explainer(model, method)
 
         @tf.function(input_signature=[films, label_batch], autograph=False)
         def explain(image_bytes, label):
             with tf.control_dependencies(_label_checks(image_bytes, label, spec)):
                 images = network_input(tf.identity(image_bytes))
-            top, outputs = answer(images)
+            unit = tf.zeros_like(label) if spec.task == "binary" else label
+            found = dict(explain_images(images, unit))
+            top, outputs = answer(found.pop("logits"))
             chosen = tf.where(label == PREDICTED, top, label)
+            found["heatmap"] = tf.reduce_sum(found["heatmap"], axis=-1)
             if spec.task == "binary":
-                # The one unit speaks for labels[1]; a map that is linear in the score speaks for labels[0]
-                # with its sign turned.
-                sign = tf.cast(tf.where(chosen == 1, 1, -1), tf.float32)[:, None, None]
-                maps = sign * tf.reduce_sum(maps_of(images, tf.zeros_like(chosen)), axis=-1)
-            else:
-                maps = tf.reduce_sum(maps_of(images, chosen), axis=-1)
-            return {**outputs, "heatmap": maps, "explained_label": tf.gather(labels, chosen)}
+                found = _speaking_for(chosen, found)
+            return {**found, **outputs, "explained_label": tf.gather(labels, chosen)}
 
         return explain
 
@@ -119,6 +130,21 @@ def _endpoint(explanation):
         return explanation(image_bytes, label)
 
     return explain
+
+
+def _speaking_for(chosen, found):
+    """Maps of a binary model's one unit, which speaks for labels[1], as maps of the chosen label.
+
+    A map that is linear in the score speaks for labels[0] with its sign turned; by their names those are the
+    heatmap and everything called ..._map or ..._maps.
+    """
+    sign = tf.where(chosen == 1, 1.0, -1.0)
+    return {
+        name: tf.reshape(sign, [-1] + [1] * (value.shape.rank - 1)) * value
+        if name.endswith(("map", "maps"))
+        else value
+        for name, value in found.items()
+    }
 
 
 def _require(condition, message):

@@ -3,7 +3,14 @@
 maps = kxray.explain.attribute(model, images, target=0, method="grad_cam")
 """
 
-from kxray.explain.attribution import METHODS, PREDICTED, attribute, detailed_explainer, explainer
+from kxray.explain.attribution import (
+    METHODS,
+    PREDICTED,
+    attribute,
+    default_methods,
+    detailed_explainer,
+    explainer,
+)
 from kxray.explain.multiscale import MultiscaleCams, multiscale_cams
 
 __all__ = [
@@ -11,6 +18,7 @@ __all__ = [
     "PREDICTED",
     "MultiscaleCams",
     "attribute",
+    "default_methods",
     "detailed_explainer",
     "explainer",
     "multiscale_cams",

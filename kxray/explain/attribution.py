@@ -10,6 +10,19 @@ METHODS = {"grad_cam": cam.grad_cam, "multiscale_cam": multiscale.multiscale_cam
 PREDICTED = -1
 
 
+def default_methods(model) -> tuple[str, ...]:
+    """The methods that suit a model, best first: multiscale_cam where it can read the model, then grad_cam.
+
+    Args:
+        model: functional keras.Model.
+
+    Raises:
+        ValueError: no functional model of one input and one output.
+    """
+    graph.require_functional(model)
+    return ("multiscale_cam", "grad_cam") if multiscale.reads(model) else ("grad_cam",)
+
+
 def explainer(model, method, upsample=False, **options):
     """Builds a traced explanation function made of plain TensorFlow ops.
 

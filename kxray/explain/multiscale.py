@@ -54,6 +54,15 @@ def multiscale_cam(model):
     return explain
 
 
+def reads(model) -> bool:
+    """Whether `multiscale_cam` can explain a model: its logits are those of stages, weighted by relevance."""
+    try:
+        _stages(model)
+    except ValueError:
+        return False
+    return True
+
+
 @dataclasses.dataclass(frozen=True)
 class MultiscaleCams:
     """Multi-scale CAMs of all classes, with what they are made of.

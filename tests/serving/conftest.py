@@ -13,6 +13,29 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 
+# What TensorFlow Serving does, in a process that imports TensorFlow alone.
+TF1_LOADER = """
+import sys
+import numpy as np
+import tensorflow as tf
+
+folder, requests, answers = sys.argv[1:]
+given = np.load(requests, allow_pickle=True)["requests"].item()
+with tf.compat.v1.Session(graph=tf.Graph()) as session:
+    meta_graph = tf.compat.v1.saved_model.loader.load(session, ["serve"], folder)
+    session.run(tf.compat.v1.tables_initializer())
+    names = {name for name in meta_graph.signature_def if not name.startswith("__")}
+    found = dict.fromkeys(names)
+    for name in given:
+        signature = meta_graph.signature_def[name]
+        assert signature.method_name == "tensorflow/serving/predict"
+        feeds = {signature.inputs[key].name: value for key, value in given[name].items()}
+        assert set(given[name]) == set(signature.inputs)
+        found[name] = session.run({key: info.name for key, info in signature.outputs.items()}, feeds)
+assert not [name for name in sys.modules if name.split(".")[0] in ("kxray", "serving")]
+np.savez(answers, answers=np.array(found, dtype=object))
+"""
+
 
 @pytest.fixture(scope="session")
 def spec():
@@ -58,12 +81,54 @@ def model(fixed_weights):
 
 
 @pytest.fixture(scope="session")
-def models_root(tmp_path_factory, model, spec):
-    """A folder of models: `view` with version 1, exported once a session, and `empty` with none."""
+def staged(fixed_weights):
+    """staged(task, image_size) -> (model of two voting stages, its spec); three labels, two if binary."""
+    import keras
+    from keras import layers
+
+    from kxray.layers.layer_relevance import LayerRelevance
+    from kxray.spec import ModelSpec
+
+    def build(task="multiclass", image_size=(32, 24)):
+        labels = ("clear", "mass") if task == "binary" else ("clear", "mass", "nodule")
+        units = 1 if task == "binary" else 3
+        film = keras.Input((*image_size, 1))
+        shallow = layers.Conv2D(5, 3, 2, "same", activation="relu")(film)
+        deep = layers.Conv2D(6, 3, 2, "same", activation="relu")(shallow)
+        votes = [
+            layers.Dense(units, name=f"logits_{name}", dtype="float32")(
+                layers.GlobalAveragePooling2D(dtype="float32")(features)
+            )
+            for name, features in (("shallow", shallow), ("deep", deep))
+        ]
+        combined = LayerRelevance(dtype="float32")(votes)
+        activation = "softmax" if task == "multiclass" else "sigmoid"
+        outputs = layers.Activation(activation, dtype="float32")(combined)
+        model = fixed_weights(keras.Model(film, outputs, name="staged"))
+        return model, ModelSpec("staged", labels, task, image_size, temperature=1.5)
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def staged_model(staged):
+    """The model served as `staged`, multiclass, and its spec."""
+    model, spec = staged()
+    # The films of make_film then get different labels.
+    for name in ("logits_shallow", "logits_deep"):
+        bias = model.get_layer(name).bias
+        bias.assign(bias + [0.0, 0.0, 0.12])
+    return model, spec
+
+
+@pytest.fixture(scope="session")
+def models_root(tmp_path_factory, model, spec, staged_model):
+    """A folder of models: `view` and `staged` with version 1, exported once a session, `empty` with none."""
     from serving.export import export_model
 
     root = tmp_path_factory.mktemp("models")
     export_model(model, spec, root / "view")
+    export_model(*staged_model, root / "staged")
     return root
 
 
@@ -143,6 +208,7 @@ def server(start_server, models_root):
     config = (
         f'model_config_list {{ config {{ name: "view" base_path: "{models_root}/view" '
         'model_platform: "tensorflow" version_labels { key: "stable" value: 1 } } '
+        f'config {{ name: "staged" base_path: "{models_root}/staged" model_platform: "tensorflow" }} '
         f'config {{ name: "empty" base_path: "{models_root}/empty" model_platform: "tensorflow" }} }}'
     )
     with start_server(config, "--max-message-mb", "8", "--poll-seconds", "0.2") as running:
@@ -167,6 +233,25 @@ def run_python():
         )
 
     return run
+
+
+@pytest.fixture(scope="session")
+def ask_session(run_python, tmp_path_factory):
+    """ask_session(version folder, inputs by signature) -> outputs by signature, from the TF1-style loader.
+
+    Signatures that were not asked are there with None.
+    """
+
+    def ask(folder, requests):
+        place = tmp_path_factory.mktemp("session")
+        np.savez(place / "requests.npz", requests=np.array(requests, dtype=object))
+        done = run_python(
+            TF1_LOADER, folder, place / "requests.npz", place / "answers.npz", cwd=place, path=""
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        return np.load(place / "answers.npz", allow_pickle=True)["answers"].item()
+
+    return ask
 
 
 @pytest.fixture(scope="session")

@@ -14,31 +14,9 @@ from serving.export import export_model, versions
 
 SIGNATURES = {"serving_default", "predict_pixels", "explain", "explain_grad_cam", "describe"}
 
-TF1_LOADER = """
-import sys
-import numpy as np
-import tensorflow as tf
-
-folder, requests, answers = sys.argv[1:]
-given = np.load(requests, allow_pickle=True)["requests"].item()
-found = {}
-with tf.compat.v1.Session(graph=tf.Graph()) as session:
-    meta_graph = tf.compat.v1.saved_model.loader.load(session, ["serve"], folder)
-    session.run(tf.compat.v1.tables_initializer())
-    names = {name for name in meta_graph.signature_def if not name.startswith("__")}
-    for name in names:
-        signature = meta_graph.signature_def[name]
-        assert signature.method_name == "tensorflow/serving/predict"
-        feeds = {signature.inputs[key].name: value for key, value in given[name].items()}
-        assert set(given[name]) == set(signature.inputs)
-        found[name] = session.run({key: info.name for key, info in signature.outputs.items()}, feeds)
-assert not [name for name in sys.modules if name.split(".")[0] in ("kxray", "serving")]
-np.savez(answers, answers=np.array(found, dtype=object))
-"""
-
 
 def test_every_signature_answers_alike_in_a_session_without_kxray(
-    version_folder, model, spec, make_film, keras_answer, run_python, tmp_path
+    version_folder, model, spec, make_film, keras_answer, ask_session
 ):
     import kxray
     from kxray.layers.film_input import film_input
@@ -53,12 +31,7 @@ def test_every_signature_answers_alike_in_a_session_without_kxray(
         "explain_grad_cam": {"image_bytes": encoded, "label": labels},
         "describe": {},
     }
-    np.savez(tmp_path / "requests.npz", requests=np.array(requests, dtype=object))
-    done = run_python(
-        TF1_LOADER, version_folder, tmp_path / "requests.npz", tmp_path / "answers.npz", cwd=tmp_path, path=""
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    answers = np.load(tmp_path / "answers.npz", allow_pickle=True)["answers"].item()
+    answers = ask_session(version_folder, requests)
     assert set(answers) == SIGNATURES
 
     expected = keras_answer(films)

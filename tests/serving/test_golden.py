@@ -11,7 +11,14 @@ import numpy as np
 import pytest
 
 GOLDEN = Path(__file__).parent / "golden"
-NAMES = ("serving_default", "predict_pixels", "explain", "describe")
+# Recording -> the model and the signature it asks.
+NAMES = {
+    "serving_default": ("view", "serving_default"),
+    "predict_pixels": ("view", "predict_pixels"),
+    "explain": ("view", "explain"),
+    "describe": ("view", "describe"),
+    "explain_stages": ("staged", "explain"),
+}
 PREDICT = "/tensorflow.serving.PredictionService/Predict"
 
 
@@ -22,15 +29,14 @@ def golden_request(name, pixels):
     import kxray
 
     request = predict_pb2.PredictRequest()
-    request.model_spec.name = "view"
-    request.model_spec.signature_name = name
+    request.model_spec.name, request.model_spec.signature_name = NAMES[name]
     films = [kxray.io.encode_png16(pixels), kxray.io.encode_png16(1 - pixels)]
     inputs = {
         "serving_default": {"image_bytes": films},
         "predict_pixels": {"pixels": pixels[None, ..., None]},
         "explain": {"image_bytes": films, "label": np.array([1, -1], np.int32)},
         "describe": {},
-    }[name]
+    }[request.model_spec.signature_name]
     for key, value in inputs.items():
         request.inputs[key].CopyFrom(tf.make_tensor_proto(value))
     return request

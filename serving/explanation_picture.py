@@ -1,0 +1,84 @@
+"""An explanation as one picture: the map over its film, and beside it the map of every stage."""
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from kxray.io.overlay import overlay
+
+# Longer side of a panel where there are several: captions need room, and maps have few points.
+_MIN_PANEL, _MAX_PANEL = 320, 1024
+_INK = (235, 235, 235)
+
+
+def draw(pixels, explanation) -> Image.Image:
+    """Draws an explanation over its film: red speaks for the explained label, blue against it.
+
+    Every map is divided by its own largest absolute value, so that 0 stays grey and signs are kept.
+
+    Args:
+        pixels: float (H, W) in [0, 1], bone bright.
+        explanation: a serving.client.Explanation.
+
+    Returns:
+        RGB image. Without stages: the film at its own size. With stages: a row of panels, at least 320 and at
+        most 1,024 pixels on the longer side, the combined map first, each under its name, its relevance
+        weight and the value that full colour stands for; and a colour bar.
+    """
+    if not explanation.stage_names:
+        return Image.fromarray(overlay(pixels, explanation.heatmap))
+    film = _panel_film(np.asarray(pixels, np.float32))
+    rows = zip(explanation.stage_names, explanation.relevance_weights, explanation.stage_maps, strict=True)
+    panels = [
+        (f"{explanation.explained_label}: all stages", explanation.heatmap),
+        *((f"{name}: weight {weight:.3f}", stage_map) for name, weight, stage_map in rows),
+    ]
+    captions = [f"{title}\nfull colour: {np.abs(values).max():.3g}" for title, values in panels]
+    pictures = [overlay(film, values) for _, values in panels]
+    return _row([*captions, "for: +full\nagainst: -full"], [*pictures, _colour_bar(film.shape[0])])
+
+
+def describe(explanation) -> str:
+    """What `draw` shows, in one line: the label, the peaks that full colour stands for, the weights."""
+    whole = f"for (red) and against (blue) {explanation.explained_label}; peak {_peak(explanation.heatmap)}"
+    rows = zip(explanation.stage_names, explanation.relevance_weights, explanation.stage_maps, strict=True)
+    return "; ".join(
+        [whole, *(f"{name}: weight {weight:.6g}, peak {_peak(values)}" for name, weight, values in rows)]
+    )
+
+
+def _peak(values):
+    return f"{np.abs(values).max():.6g}"
+
+
+def _panel_film(pixels):
+    longer = max(pixels.shape)
+    scale = np.clip(longer, _MIN_PANEL, _MAX_PANEL) / longer
+    height, width = (max(1, round(side * scale)) for side in pixels.shape)
+    resized = Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR)
+    return np.clip(np.asarray(resized), 0, 1)
+
+
+def _colour_bar(height):
+    ramp = np.linspace(1, -1, height, dtype=np.float32)[:, None]
+    return overlay(np.full((height, max(12, height // 24)), 0.5, np.float32), ramp)
+
+
+def _row(captions, pictures):
+    """Pictures (H, w_i, 3) side by side, each under its caption."""
+    height = pictures[0].shape[0]
+    font = ImageFont.load_default(size=int(np.clip(height // 24, 13, 30)))
+    gap = int(font.size)
+    top = 3 * gap + gap // 2
+    pen = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+    boxes = [pen.multiline_textbbox((0, 0), caption, font=font) for caption in captions]
+    widths = [
+        max(picture.shape[1], int(np.ceil(box[2]))) for picture, box in zip(pictures, boxes, strict=True)
+    ]
+    sheet = Image.new("RGB", (sum(widths) + gap * (len(widths) + 1), top + height + gap))
+    pen = ImageDraw.Draw(sheet)
+    left = gap
+    for caption, picture, width in zip(captions, pictures, widths, strict=True):
+        pen.multiline_text((left, gap // 2), caption, fill=_INK, font=font)
+        sheet.paste(Image.fromarray(picture), (left, top))
+        left += width + gap
+    return sheet
