@@ -1,6 +1,7 @@
 """The trainings of a run: one network, trained again and again on different films of one set."""
 
 import dataclasses
+import random
 import time
 from pathlib import Path
 
@@ -45,8 +46,6 @@ class Fitting:
         Returns:
             (model, history); the model is trained anew by the next call.
         """
-        import keras
-
         from kxray.data import pipeline
         from training import loop
 
@@ -80,7 +79,9 @@ class Fitting:
             self.progress.update(bar, completed=done, facts=facts)
 
         def build():
-            keras.utils.set_random_seed(seed)
+            # What Keras's initialisers draw their seeds from. TensorFlow's own seed would do no more, and
+            # setting it drops every kernel: a deep network would be prepared anew for each training.
+            random.seed(seed)
             return self._compiled(steps)
 
         began = time.monotonic()

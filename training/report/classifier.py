@@ -7,11 +7,12 @@ import numpy as np
 from kxray.io.files import write_whole
 from training import scoring
 from training.report import plots
+from training.report.explained import sections
 
 FILMS_SHOWN = 24
 
 
-def write_report(folder, spec, config, scores, predictions, history) -> Path:
+def write_report(folder, spec, config, scores, predictions, history, explained=None) -> Path:
     """Writes RUN/report.html.
 
     Args:
@@ -21,6 +22,7 @@ def write_report(folder, spec, config, scores, predictions, history) -> Path:
         scores: what metrics.json holds.
         predictions: prediction table of validation and test films.
         history: history of the kept model, one row an epoch.
+        explained: what `training.report.explained.explain_films` found, or None for a report without maps.
     """
     import jinja2
 
@@ -33,7 +35,9 @@ def write_report(folder, spec, config, scores, predictions, history) -> Path:
         loader=jinja2.PackageLoader("training", "report"), autoescape=True, undefined=jinja2.StrictUndefined
     )
     environment.filters["score"] = _score
+    environment.filters["share"] = _share
     page = environment.get_template("classifier.html.j2").render(
+        explained=None if explained is None else sections(explained),
         title=f"{config['recipe']}: {Path(folder).name}",
         spec=spec,
         config=config,
@@ -56,6 +60,10 @@ def write_report(folder, spec, config, scores, predictions, history) -> Path:
 
 def _score(score):
     return f"{score['value']:.3f} [{score['low']:.3f}, {score['high']:.3f}]"
+
+
+def _share(value):
+    return f"{value:.2f}" if np.isfinite(value) else "undefined"
 
 
 def _verdict(scores):

@@ -10,9 +10,18 @@ INK, SECOND = "#1f4e79", "#c0504d"
 
 def inline(figure) -> str:
     """A matplotlib figure as a data: URI, so that a report is one file."""
+    return _inline(figure, "png", bbox_inches="tight")
+
+
+def inline_films(figure) -> str:
+    """The same for a figure that is full of films and has its own margins: as JPEG, a fifth as large."""
+    return _inline(figure, "jpeg", pil_kwargs={"quality": 88})
+
+
+def _inline(figure, kind, **options):
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight", facecolor="white")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    figure.savefig(buffer, format=kind, dpi=110, facecolor="white", **options)
+    return f"data:image/{kind};base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 def _axes(columns=1, rows=1, width=4.2, height=3.2):
@@ -24,31 +33,43 @@ def _axes(columns=1, rows=1, width=4.2, height=3.2):
 
 def training_curves(history) -> str:
     """Training and validation loss and accuracy by epoch, after the figure of Choe & Jo (2020)."""
-    figure, axes = _axes(columns=2, rows=2, height=2.4)
-    panels = ("loss", "accuracy", "val_loss", "val_accuracy")
-    titles = ("training loss", "training accuracy", "validation loss", "validation accuracy")
+    titles = {
+        "loss": "training loss",
+        "accuracy": "training accuracy",
+        "val_loss": "validation loss",
+        "val_accuracy": "validation accuracy",
+    }
+    shown = [column for column in titles if column in history]
+    figure, axes = _axes(columns=-(-len(shown) // 2), rows=2, height=2.4)
     best = history["epoch"][history["val_loss"].idxmin()]
-    for axis, column, title in zip(axes, panels, titles, strict=True):
+    for axis, column in zip(axes, shown, strict=False):
         axis.plot(history["epoch"], history[column], color=INK, linewidth=1.2)
         axis.axvline(best, color=SECOND, linewidth=0.8, linestyle="--")
-        axis.set_title(title, fontsize=10)
+        axis.set_title(titles[column], fontsize=10)
         axis.set_xlabel("epoch", fontsize=8)
         axis.grid(alpha=0.3)
+    for axis in axes[len(shown) :]:
+        axis.axis("off")
     figure.tight_layout()
     return inline(figure)
 
 
 def confusion_matrix(counts, labels) -> str:
     counts = np.asarray(counts)
-    figure, (axis,) = _axes()
+    side = max(1.0, 0.24 * len(labels))
+    figure, (axis,) = _axes(width=4.2 * side, height=3.2 * side)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for row, column in np.ndindex(*counts.shape):
         ink = "white" if shares[row, column] > 0.5 else "black"
         text = f"{counts[row, column]}\n{shares[row, column]:.1%}"
-        axis.text(column, row, text, ha="center", va="center", color=ink)
-    axis.set_xticks(range(len(labels)), labels)
-    axis.set_yticks(range(len(labels)), labels, rotation=90, va="center")
+        axis.text(column, row, text, ha="center", va="center", color=ink, fontsize=10 if side == 1 else 9)
+    # Two short names keep their old places; more or longer ones would run into each other.
+    long = len(labels) > 2 or max(map(len, labels)) > 12
+    upright = {"rotation": 90, "va": "center"}
+    tilted = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"}
+    axis.set_xticks(range(len(labels)), labels, **(tilted if long else {}))
+    axis.set_yticks(range(len(labels)), labels, **({} if long else upright))
     axis.set_xlabel("predicted")
     axis.set_ylabel("true")
     return inline(figure)
@@ -97,4 +118,19 @@ def contact_sheet(films, captions, columns=6) -> str:
         axis.imshow(film, cmap="gray", vmin=0, vmax=1)
         axis.set_title(caption, fontsize=7)
     figure.tight_layout(pad=0.4)
+    return inline(figure)
+
+
+def score_bars(names, scores, title) -> str:
+    """One bar a name with its interval; `scores` are dicts of value, low and high in [0, 1]."""
+    figure, (axis,) = _axes(width=7.0, height=0.35 * len(names) + 0.9)
+    places = np.arange(len(names))[::-1]
+    values = np.array([score["value"] for score in scores])
+    reach = np.abs(np.array([[score["low"], score["high"]] for score in scores]).T - values)
+    axis.barh(places, values, color=INK, height=0.6)
+    axis.errorbar(values, places, xerr=reach, fmt="none", ecolor=SECOND, capsize=3, linewidth=1.2)
+    axis.set_yticks(places, names, fontsize=8)
+    axis.set_xlim(min(0.5, float((values - reach[0]).min())), 1.0)
+    axis.set_title(title, fontsize=9)
+    axis.grid(axis="x", alpha=0.3)
     return inline(figure)

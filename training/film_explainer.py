@@ -1,0 +1,134 @@
+"""A trained run as one function from network inputs to maps with all that belongs to them."""
+
+import dataclasses
+import hashlib
+from pathlib import Path
+
+import numpy as np
+from scipy.special import expit
+
+import kxray
+from training import scoring
+
+PREDICTED, TRUE = "predicted", "true"
+
+
+@dataclasses.dataclass(frozen=True)
+class FilmExplanation:
+    """Why one film got its answer.
+
+    Attributes:
+        label: the class whose map it is, an index into the spec's labels.
+        probabilities: float32 (L,), calibrated.
+        heatmap: float32 (h, w), signed and raw: positive where the film speaks for `label`.
+        details: what the method adds for this film, such as stage_maps (S, h, w), relevance_weights (S,) and
+            stage_names (S,).
+    """
+
+    label: int
+    probabilities: np.ndarray
+    heatmap: np.ndarray
+    details: dict
+
+
+class FilmExplainer:
+    """Explains with a run folder or a .keras file.
+
+    Args:
+        run: see `kxray.load`.
+        method: one of `kxray.explain.METHODS`.
+        target: a label, "predicted", or "true": the film's own label where it is known, else the predicted
+            one.
+
+    Attributes:
+        spec: the model's ModelSpec.
+        digest: SHA-256 over the model's files.
+
+    Raises:
+        FileNotFoundError, ValueError: no such run, a method that is unknown or does not fit the model, a
+            target that is none of its labels.
+    """
+
+    def __init__(self, run, method, target=PREDICTED):
+        from kxray import explain
+
+        if method not in explain.METHODS:
+            raise ValueError(
+                f"unknown method {method!r}; the known ones are: {', '.join(sorted(explain.METHODS))}"
+            )
+        model, self.spec = kxray.load(run)
+        if target not in (*self.spec.labels, PREDICTED, TRUE):
+            raise ValueError(
+                f"unknown target {target!r}; expected {PREDICTED}, {TRUE} or one of the labels: "
+                f"{', '.join(self.spec.labels)}"
+            )
+        units = 1 if self.spec.task == "binary" else self.spec.num_labels
+        if model.outputs[0].shape[-1] != units:
+            raise ValueError(
+                f"{run}: the model has {model.outputs[0].shape[-1]} output units, a {self.spec.task} spec "
+                f"with {self.spec.num_labels} labels needs {units}"
+            )
+        self.target = target
+        self._explain = explain.detailed_explainer(model, method)
+        self.digest = _digest(run)
+
+    def __call__(self, pixels, truths):
+        """Explains a batch.
+
+        Args:
+            pixels: float32 (N, h, w, 1), network inputs.
+            truths: N labels, "" where unknown.
+
+        Returns:
+            list of N FilmExplanation.
+        """
+        import tensorflow as tf
+
+        one_unit = self.spec.task == "binary"
+        wanted = [self._wanted(truth) for truth in truths]
+        # The one unit of a binary model speaks for labels[1]; which label is explained is the map's sign.
+        units = np.zeros(len(wanted)) if one_unit else np.array(wanted)
+        results = self._explain(
+            tf.constant(np.asarray(pixels, np.float32)), tf.constant(units.astype(np.int32))
+        )
+        results = {name: value.numpy() for name, value in results.items()}
+        probabilities = self._probabilities(results.pop("logits"))
+        # Pixel methods give one map a channel.
+        maps = results.pop("heatmap").sum(axis=-1)
+        explained = []
+        for film, index in enumerate(wanted):
+            label = int(probabilities[film].argmax()) if index < 0 else index
+            details = {name: _plain(value[film]) for name, value in results.items()}
+            heatmap = maps[film]
+            if one_unit and label == 0:
+                heatmap = -heatmap
+                if "stage_maps" in details:
+                    details["stage_maps"] = -details["stage_maps"]
+            explained.append(FilmExplanation(label, probabilities[film], heatmap, details))
+        return explained
+
+    def _wanted(self, truth):
+        labels = self.spec.labels
+        if self.target in labels:
+            return labels.index(self.target)
+        return labels.index(truth) if self.target == TRUE and truth in labels else -1
+
+    def _probabilities(self, logits):
+        if self.spec.task == "multilabel":
+            return expit(np.asarray(logits, float) / self.spec.temperature).astype(np.float32)
+        return scoring.probabilities_of(logits, self.spec.temperature).astype(np.float32)
+
+
+def _plain(value):
+    """TensorFlow's byte strings as text."""
+    if value.dtype.kind in "OS":
+        return np.array([text.decode("utf-8") for text in value.tolist()])
+    return value
+
+
+def _digest(run):
+    model = Path(run) / "model.keras" if Path(run).is_dir() else Path(run)
+    digest = hashlib.sha256()
+    for file in (model, model.with_name("spec.json")):
+        digest.update(file.name.encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()
