@@ -22,16 +22,26 @@ def _register() -> None:
 
 
 class _KerasWatcher(importlib.abc.MetaPathFinder):
+    """Stays until Keras is executed: TensorFlow only asks where it is before it imports it."""
+
+    def __init__(self):
+        self.asking = False
+
     def find_spec(self, name, path=None, target=None):
-        if name != "keras":
+        if name != "keras" or self.asking:
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
+        self.asking = True
+        try:
+            spec = importlib.util.find_spec(name)
+        finally:
+            self.asking = False
         if spec is not None and spec.loader is not None:
             execute = spec.loader.exec_module
 
             def execute_then_register(module):
                 execute(module)
+                if self in sys.meta_path:
+                    sys.meta_path.remove(self)
                 _register()
 
             spec.loader.exec_module = execute_then_register

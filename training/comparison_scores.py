@@ -258,6 +258,6 @@ def told(metrics) -> list[str]:
     slowest = max(row.get("slowest_fold_seconds", 0) for row in metrics["rows"].values())
     lines.append(
         f"{metrics['films']} films in {metrics['groups']} groups, {metrics['folds']} folds, "
-        f"{metrics['seeds']} seeds; 95% intervals over resampled groups; the slowest fold trained {slowest:.0f} s"
+        f"{metrics['seeds']} seeds; 95% intervals over resampled groups; slowest fold {slowest:.0f} s"
     )
     return lines

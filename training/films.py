@@ -33,6 +33,7 @@ class ClassifierTask:
         augment: function () -> the augmenting layers, in order.
         labels: the classes, in the order of the spec; none for those that the source has.
         min_side: smallest side of a film in pixels.
+        test_time_flips: whether test films are also scored by the mean over their flips and turns.
     """
 
     name: str
@@ -46,6 +47,7 @@ class ClassifierTask:
     augment: Callable
     labels: tuple[str, ...] = ()
     min_side: int = MIN_SIDE
+    test_time_flips: bool = False
 
     def for_films(self, table) -> "ClassifierTask":
         """This task with the labels that a table of films has, where the recipe fixes none."""

@@ -126,7 +126,7 @@ class Fitting:
             )
             model.optimizer.build(model.trainable_variables)
         self._steps, self._model = steps, model
-        self._optimizer_start = [np.array(variable) for variable in model.optimizer.variables]
+        self._optimizer_start = [variable.numpy() for variable in model.optimizer.variables]
         return model
 
     def _targets(self):

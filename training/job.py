@@ -130,6 +130,10 @@ class ClassifierJob:
         for part, rows in (("val", validation_rows), ("test", test_rows)):
             logits = scoring.logits_of(model, films.inputs, rows)
             facts = {"fold": fold, "part": part, "group": groups[rows].to_numpy()}
+            if self.task.test_time_flips:
+                flipped = scoring.logits_of(model, films.inputs, rows, flips=True)
+                chosen = scoring.probabilities_of(flipped, temperature).argmax(axis=1)
+                facts["predicted_with_flips"] = [self.spec.labels[index] for index in chosen]
             parts.append(
                 scoring.prediction_table(
                     films.table, rows, films.labels, logits, temperature, self.spec, **facts
@@ -151,6 +155,7 @@ class ClassifierJob:
         from kxray import metrics
         from serving.export import export
         from training.report.classifier import write_report
+        from training.report.explained import explain_films
 
         folder = self.folder
         test = predictions[predictions["part"] == "test"]
@@ -163,6 +168,8 @@ class ClassifierJob:
         )
         scores = scoring.scores_of(test, self.spec, self.recipe.seed, self.split.grouping.kind)
         scores["baseline"] = scoring.baseline_scores(test, self.films, self.spec, self.recipe.seed)
+        if self.task.test_time_flips:
+            scores["with_test_time_flips"] = scoring.accuracy_with_flips(test)
         scores["minutes"] = round(seconds / 60, 2)
         scores["calibration"] = {
             "temperature": temperature,
@@ -192,7 +199,8 @@ class ClassifierJob:
         write_whole(folder / "spec.json", spec.to_json())
         with replacing(folder / "model.keras") as temporary:
             model.save(temporary)
-        write_report(folder, spec, self.config, scores, predictions, history)
+        explained = explain_films(model, spec, self.films.inputs, test, seen=bool(self.recipe.folds))
+        write_report(folder, spec, self.config, scores, predictions, history, explained=explained)
         scores["saved_model"] = self.exported_once(export)
         # Last: a run that has metrics.json is complete.
         runs.write_json(folder / "metrics.json", scores)

@@ -278,7 +278,7 @@ def _write_manifest(table, folder):
     import json
 
     from kxray.data import write_manifest
-    from kxray.data.relabel import find_masks
+    from kxray.data.masks import find_masks
 
     if "masks" in table.columns:
         moved = []

@@ -116,6 +116,17 @@ def scores_of(predictions, spec, seed, grouped_by) -> dict:
     return scores
 
 
+def accuracy_with_flips(predictions) -> dict:
+    """Accuracy, with its 95% interval, of predictions averaged over flips and turns of each film."""
+    from kxray import metrics
+
+    right = (predictions["label"] == predictions["predicted_with_flips"]).to_numpy(float)
+    low, high = metrics.patient_bootstrap(
+        lambda weights: (weights * right).sum(axis=-1) / weights.sum(axis=-1), predictions["group"]
+    )
+    return {"value": float(right.mean()), "low": low, "high": high}
+
+
 def baseline_scores(predictions, films, spec, seed) -> dict:
     """The no-anatomy baseline on the very films and folds of a prediction table."""
     from kxray import metrics

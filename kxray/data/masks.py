@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,22 @@ def truth_mask(row, folder, shape, label=None, labels=()):
     return inside
 
 
+def find_masks(cell, film) -> dict[str, str]:
+    """The masks of a manifest's cell as {finding: absolute path}.
+
+    Paths in the cell are relative to the manifest, which stands in the film's folder or in one above it.
+    """
+    try:
+        named = _named_files(cell)
+    except ValueError as error:
+        raise ValueError(f"{film}: {error}") from None
+    found = {}
+    for finding, path in named.items():
+        places = [Path(os.path.normpath(folder / path)) for folder in Path(film).parents]
+        found[finding] = str(next((place for place in places if place.is_file()), places[0]))
+    return found
+
+
 def _named_files(cell) -> dict:
     if not isinstance(cell, str) or not cell.strip():
         return {}
@@ -53,7 +70,7 @@ def _named_files(cell) -> dict:
     except ValueError:
         named = None
     if not isinstance(named, dict) or not all(isinstance(file, str) for file in named.values()):
-        raise ValueError(f"masks must be a JSON object of finding and file, got {cell!r}")
+        raise ValueError(f"masks must be JSON such as {{'bone': 'masks/1.png'}}, got {cell!r}")
     return named
 
 

@@ -5,17 +5,15 @@ from 0.790 to 0.838 in the paper that this follows (Multi-scale CAM, 371 X-ray p
 are pixels of the film file. They come from masks or boxes where a film has them, else from the image.
 """
 
-import json
 import math
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from kxray.data.calibre import mask_area, mask_width, strongest_ridge
+from kxray.data.masks import find_masks
 
 MEASURES = ("width", "area", "boxes")
 _KEPT = re.compile(
@@ -171,24 +169,6 @@ def relabel_by_size(
         classes = size_classes(result.loc[here, "size_px"], cuts)
         result.loc[here, "label"] = [size_label(label, number) for number in classes]
     return result
-
-
-def find_masks(cell, film) -> dict[str, str]:
-    """The masks of a manifest's cell as {finding: absolute path}.
-
-    Paths in the cell are relative to the manifest, which stands in the film's folder or in one above it.
-    """
-    try:
-        named = json.loads(cell) if isinstance(cell, str) and cell.strip() else {}
-    except ValueError:
-        named = None
-    if not isinstance(named, dict) or not all(isinstance(path, str) for path in named.values()):
-        raise ValueError(f"{film}: masks must be JSON such as {{'bone': 'masks/1.png'}}, got {cell!r}")
-    found = {}
-    for finding, path in named.items():
-        places = [Path(os.path.normpath(folder / path)) for folder in Path(film).parents]
-        found[finding] = str(next((place for place in places if place.is_file()), places[0]))
-    return found
 
 
 def _names(labels) -> str:

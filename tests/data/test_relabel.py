@@ -12,11 +12,11 @@ from PIL import Image
 import kxray
 from kxray import data
 from kxray.data.calibre import NO_RIDGE, mask_area, mask_width, ridge_calibre, strongest_ridge
+from kxray.data.masks import find_masks
 from kxray.data.phantom import Mix, fillet, write_phantoms
 from kxray.data.relabel import (
     box_size,
     check_thresholds,
-    find_masks,
     kept_labels,
     measure_sizes,
     relabel_by_size,

@@ -128,6 +128,19 @@ def test_a_saved_run_loads_after_import_kxray_alone(view_cnn, images, tmp_path):
     np.testing.assert_allclose(told["plain"], told["answers"], atol=1e-6)
 
 
+def test_tensorflow_may_be_imported_in_between(view_cnn, images, tmp_path):
+    # TensorFlow asks where Keras is before it imports it.
+    run = save(keras.Sequential([keras.Input((64, 64, 1)), RandomAffine(seed=5), view_cnn]), tmp_path / "run")
+    code = """
+        import sys
+        import kxray
+        import tensorflow as tf
+        import keras
+        print(type(keras.saving.load_model(sys.argv[1] + "/model.keras").layers[0]).__name__)
+    """
+    assert in_a_fresh_process(code, run) == "RandomAffine"
+
+
 def test_load_takes_a_run_or_its_file(view_cnn, images, tmp_path):
     run = save(view_cnn, tmp_path / "run")
     for path in (run, str(run), run / "model.keras"):

@@ -105,3 +105,26 @@ def finished_run(tmp_path_factory, run_program):
     told = run_program("-m", "training.fit", *arguments, cwd=out.parent)
     assert told.code == 0, told.text
     return out, told.text
+
+
+@pytest.fixture(scope="session")
+def fillets(tmp_path_factory):
+    from kxray.data.phantom import Mix, write_phantoms
+
+    folder = tmp_path_factory.mktemp("fillets") / "films"
+    write_phantoms(folder, "fillet", 48, 0, mix=Mix(size=48), workers=1)
+    return folder
+
+
+@pytest.fixture
+def tiny_densenet(monkeypatch):
+    """Lets a small network go by DenseNet-121's name."""
+    import importlib.util
+
+    import keras
+
+    path = Path(__file__).with_name("tiny_densenet.py")
+    spec = importlib.util.spec_from_file_location("tiny_densenet", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(keras.applications, "DenseNet121", module.tiny_densenet)

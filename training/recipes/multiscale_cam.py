@@ -160,6 +160,7 @@ def task_of(recipe) -> ClassifierTask:
         optimizer=optimizer,
         augment=augment,
         min_side=SMALLEST_FILM,
+        test_time_flips=recipe.test_time_flips,
     )
 
 
