@@ -41,32 +41,40 @@ def texture_features(pixels) -> np.ndarray:
     return np.concatenate(parts).astype(np.float32)
 
 
-def texture_scores(features, labels, folds, seed=0) -> np.ndarray:
+def texture_scores(features, labels, folds, groups, seed=0) -> np.ndarray:
     """Out-of-fold scores of an RBF SVM, its C and gamma chosen by cross-validation in the training films.
 
     Args:
         features: float (N, F).
         labels: int (N,), 0 to L - 1.
         folds: int (N,), the fold in which a film is scored; -1 for films that are only trained on.
+        groups: (N,), films that the inner folds keep together.
         seed: of the inner folds.
 
     Returns:
-        float (N, L): the larger, the more likely; NaN where a film is not scored.
+        float (N, L): the larger, the more likely, -inf for a class without training films; NaN where a film
+        is not scored.
     """
-    from sklearn.model_selection import GridSearchCV, StratifiedKFold
+    from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
     from sklearn.svm import SVC
 
-    labels, folds = np.asarray(labels), np.asarray(folds)
+    labels, folds, groups = np.asarray(labels), np.asarray(folds), np.asarray(groups)
     scores = np.full((len(labels), labels.max() + 1), np.nan)
     grid = {"svc__C": (1, 10, 100), "svc__gamma": (0.003, 0.01, 0.03)}
     for fold in np.unique(folds[folds >= 0]):
         grown, scored = folds != fold, folds == fold
-        inner = min(4, np.bincount(labels[grown])[np.unique(labels[grown])].min())
+        scores[scored] = -np.inf
+        known = np.unique(labels[grown])
+        if len(known) < 2:
+            scores[scored, known[0]] = 0.0
+            continue
+        inner = min(4, *(len(np.unique(groups[grown & (labels == label)])) for label in known))
         machine = make_pipeline(StandardScaler(), SVC(class_weight="balanced"))
         if inner > 1:
-            splits = StratifiedKFold(inner, shuffle=True, random_state=seed)
+            splits = StratifiedGroupKFold(inner, shuffle=True, random_state=seed)
+            splits = list(splits.split(features[grown], labels[grown], groups[grown]))
             machine = GridSearchCV(machine, grid, cv=splits)
         machine.fit(features[grown], labels[grown])
         decided = machine.decision_function(features[scored])

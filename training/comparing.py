@@ -1,9 +1,10 @@
 """A comparison, from its films to its table: every network on the same splits, one training after another."""
 
 import dataclasses
+import hashlib
 import json
+import re
 import shutil
-import time
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from training.recipes import multiscale_cam
 
 COARSE, FINE = "coarse_label", "label"
 _PHANTOM_CLASSES = ("label", "calibre")
+_SIZE_CLASS = re.compile(r"_scale\d+$")
 
 
 def run(recipe, given, rows_of) -> Path | None:
@@ -26,14 +28,12 @@ def run(recipe, given, rows_of) -> Path | None:
     if recipe.resume:
         folder, recipe = runs.resumed(recipe, given)
     else:
-        _check(recipe)
-        rows = rows_of(recipe, recipe.classes != 1)
+        _check(recipe, given)
+        rows = rows_of(recipe, bool(recipe.classes))
         for row in rows:
             multiscale_cam.task_of(row.recipe)
         if recipe.dry_run:
-            for row in rows:
-                console.print(f"would train {row.name}: {row.network}, {_trainings(recipe)} times")
-            return None
+            return _dry_run(recipe, rows, console)
         source = Path(recipe.data).resolve().name if recipe.data else "fillet-phantoms"
         folder = runs.create(recipe.out or runs.default_folder("compare-multiscale", source))
         kept = {"recipe": "compare multiscale", "options": options.as_json(recipe)}
@@ -42,19 +42,44 @@ def run(recipe, given, rows_of) -> Path | None:
     if not (folder / "metrics.json").exists():
         shell.load_tensorflow()
         progress = shell.progress_bars(console)
-        with progress:
-            Comparison(recipe, folder, progress, rows_of).run()
+        try:
+            with progress:
+                Comparison(recipe, folder, progress, rows_of).run()
+        except (ValueError, OSError):
+            if not recipe.resume and "data_fingerprint" not in runs.read_config(folder):
+                # Films or options will not do: the corrected command may use the same folder.
+                runs.discard(folder)
+            raise
     for line in comparison_scores.told(json.loads((folder / "metrics.json").read_text(encoding="utf-8"))):
         console.print(line, soft_wrap=True)
     console.print(f"report {(folder / 'report.html').resolve()}", soft_wrap=True)
     return folder
 
 
-def _check(recipe):
+def _check(recipe, given):
+    if recipe.classes == 1:
+        raise ValueError("--classes 1 splits nothing; give 2 or more, or 0 to compare without size classes")
     if recipe.split is None and recipe.folds < 2:
         raise ValueError(f"give --folds 2 or more, or --split such as 7:1:2; got --folds {recipe.folds}")
     if recipe.split is not None:
         _shares(recipe.split)
+        if given.get("folds"):
+            raise ValueError("--split and --folds exclude each other: give one of them")
+    if recipe.data is not None and recipe.phantoms:
+        raise ValueError("--phantoms generates the films to compare on; with --data there are films")
+
+
+def _dry_run(recipe, rows, console):
+    for row in rows:
+        console.print(f"would train {row.name}: {row.network}, {_trainings(recipe)} times")
+    if recipe.out is not None:
+        runs.check_free(recipe.out)
+    if recipe.data is not None:
+        from kxray import data
+
+        table = data.read_source(recipe.data, check=not recipe.skip_bad)
+        console.print(f"{len(table)} films")
+    return None
 
 
 def _shares(text):
@@ -80,7 +105,17 @@ class _Question:
 
 
 class Comparison:
-    """Every finished training leaves a file in work/cells, which a resumed comparison picks up."""
+    """Every finished training leaves a file in work/cells, which a resumed comparison picks up.
+
+    Attributes:
+        source: folder or CSV of the films, relabelled or generated where need be.
+        coarse, fine: their columns of the coarse labels and of the size classes (None without).
+        films: RunFilms with the finest labels; all that follows goes by its positions.
+        grouping: which films are kept together.
+        coarse_of: size class -> coarse label.
+        splits: seed -> a list of (bool members of training and validation, positions of test films, positions
+            of validation films or None), one a fold.
+    """
 
     def __init__(self, recipe, folder, progress, rows_of):
         self.recipe = recipe
@@ -93,6 +128,7 @@ class Comparison:
 
         from kxray import data
         from training import distribution
+        from training.report.comparison import write_report
 
         recipe = self.recipe
         devices = distribution.strategy_scope(recipe.strategy, recipe.batch_size)
@@ -100,39 +136,63 @@ class Comparison:
         keras.utils.set_random_seed(0)
         self.source, (self.coarse, self.fine) = self.find_source()
         rows = self.rows_of(recipe, self.fine is not None)
+        self.films = None
         question = self.question(rows[0], self.fine is not None)
-        tested = question.films.tested
-        self.grouping = data.film_groups(tested, thumbnails=question.films.thumbnails[tested.index])
+        self.films = question.films
+        tested = self.films.tested
+        self.grouping = data.film_groups(tested, thumbnails=self.films.thumbnails[tested.index])
         self.coarse_of = self.coarse_labels(tested)
         self.splits = {seed: self.split(question, seed) for seed in range(recipe.seeds)}
-        texture = self.texture(question.films)
-        tables = []
-        for row in rows:
-            tables.append(self.row_cells(row, devices))
+        config = self.describe(tested, devices, policy)
+        comparison_scores.check_masks(self.films)
+        baseline_cells = self.baseline_cells(question)
+        self.check_networks(rows)
         results = comparison_scores.Results(
             rows=rows,
-            cells=pd.concat(tables, ignore_index=True),
-            baselines=self.baseline_cells(question, texture),
+            cells=pd.concat([self.row_cells(row, devices) for row in rows], ignore_index=True),
+            baselines=baseline_cells,
             coarse_labels=sorted(set(self.coarse_of.values())),
         )
         metrics = comparison_scores.scores_of(results)
-        config = runs.read_config(self.folder) | {
+        runs.write_table(self.folder / "cells.csv", results.cells)
+        runs.write_table(self.folder / "table.csv", comparison_scores.table_of(metrics))
+        write_report(self.folder, config, metrics)
+        # Last: a comparison that has metrics.json is complete.
+        runs.write_json(self.folder / "metrics.json", metrics)
+
+    def describe(self, tested, devices, policy) -> dict:
+        """Writes config.json; a resumed comparison must find the films and labels it was started on."""
+        from kxray import data
+
+        labels = {
+            path: labels for path, *labels in tested[["path", self.coarse, self.fine or self.coarse]].values
+        }
+        films = data.fingerprint(self.films.table.drop(columns="training_only"))
+        fingerprint = hashlib.sha256(repr((films, labels)).encode()).hexdigest()
+        config = runs.read_config(self.folder)
+        if config.get("data_fingerprint", fingerprint) != fingerprint:
+            raise ValueError(
+                "the films or their labels are not those this comparison was started on; restore them, or "
+                "start a new one"
+            )
+        config |= {
             "versions": runs.versions(),
-            "data_fingerprint": data.fingerprint(question.films.table.drop(columns="training_only")),
+            "data_fingerprint": fingerprint,
             "films": tested[self.fine or self.coarse].value_counts().to_dict(),
             "grouped_by": self.grouping.kind,
             "replicas": devices[1],
             "dtype_policy": policy,
-            "notes": list(question.films.notes),
+            "notes": [*self.films.notes, *runs.starting_notes(self.recipe, films)],
         }
         runs.write_json(self.folder / "config.json", config)
-        runs.write_table(self.folder / "cells.csv", results.cells)
-        runs.write_table(self.folder / "table.csv", comparison_scores.table_of(metrics))
-        from training.report.comparison import write_report
+        return config
 
-        write_report(self.folder, config, metrics)
-        # Last: a comparison that has metrics.json is complete.
-        runs.write_json(self.folder / "metrics.json", metrics)
+    def check_networks(self, rows):
+        """Builds every network once, so that starting weights that do not fit are found now."""
+        for row in {row.recipe: row for row in rows}.values():
+            if row.recipe.init is not None:
+                task = dataclasses.replace(multiscale_cam.task_of(row.recipe), labels=("a", "b"))
+                task.build(task.spec)
 
     # Films and their two questions
 
@@ -155,11 +215,20 @@ class Comparison:
             return Path(recipe.data), (FINE, None)
         relabelled = self.folder / "relabelled"
         if not relabelled.exists():
+            known = sorted(set(map(str, table.get("label", ()))))
+            sized = [label for label in known if _SIZE_CLASS.search(label)]
+            if sized:
+                raise ValueError(
+                    f"{recipe.data}: labels such as {sized[0]} name size classes, but no column {COARSE!r} "
+                    "says of what; give the folder that training.relabel wrote, or --classes 0"
+                )
+            keep = [label.strip() for label in (recipe.keep or "").split(",") if label.strip()]
             told = split(
                 recipe.data,
                 relabelled,
                 recipe.by,
                 recipe.classes,
+                keep=keep,
                 skip_bad=recipe.skip_bad,
                 workers=recipe.workers,
             )
@@ -176,6 +245,11 @@ class Comparison:
         task, films = film_tables.load(
             recipe, multiscale_cam.task_of(recipe), self.folder / "work" / f"films-{side}", self.progress
         )
+        if self.films is not None and list(films.tested["path"]) != list(self.films.tested["path"]):
+            raise ValueError(
+                f"{self.source}: some films have only one of {self.coarse!r} and {self.fine!r}; give every "
+                "film both, or leave it out"
+            )
         return _Question(task, films)
 
     def coarse_labels(self, tested) -> dict:
@@ -190,11 +264,11 @@ class Comparison:
         return coarse_of
 
     def split(self, question, seed):
-        """A list of (bool members of training and validation, positions of test films), one a fold."""
+        """The folds of one seed; see the class."""
         from kxray import data
 
         tested = question.films.tested
-        film_tables.check_classes(question.task, tested)
+        film_tables.check_classes(question.task, tested, self.grouping)
         rows = tested.index.to_numpy()
         if self.recipe.split is None:
             parts = data.patient_folds(
@@ -223,19 +297,15 @@ class Comparison:
             fitting = Fitting(row.recipe, question.task, question.films, self.folder, self.progress, devices)
             for (seed, fold), path in names.items():
                 if not path.exists():
-                    runs.write_table(path, self.train(row, fitting, seed, fold))
+                    trained = self.folder / "work" / "trainings" / f"{row.name}-{seed}-{fold}"
+                    runs.write_table(path, self.train(row, fitting, seed, fold, trained))
+                    shutil.rmtree(trained)
         return pd.concat(
-            [
-                pd.read_csv(path, dtype={"patient_id": str, "group": str}, keep_default_na=False).assign(
-                    row=row.name
-                )
-                for path in names.values()
-            ],
-            ignore_index=True,
+            [runs.read_table(path).assign(row=row.name) for path in names.values()], ignore_index=True
         )
 
-    def train(self, row, fitting, seed, fold):
-        """One training: the predictions of its validation and test films."""
+    def train(self, row, fitting, seed, fold, folder):
+        """One training, in a folder: the predictions of its validation and test films."""
         members, test, validation = self.splits[seed][fold]
         films, task = fitting.films, fitting.task
         if validation is None:
@@ -245,14 +315,13 @@ class Comparison:
         else:
             train = np.setdiff1d(films.tested.index.to_numpy()[members], validation)
         name = f"{row.name} seed {seed} fold {fold + 1}"
-        folder = Path("work") / "trainings" / f"{row.name}-{seed}-{fold}"
-        began = time.monotonic()
-        model, history = fitting.train(folder, name, train, validation, 100 * seed + fold)
-        seconds = time.monotonic() - began
+        model, history = fitting.train(
+            folder.relative_to(self.folder), name, train, validation, 100 * seed + fold
+        )
         rows = np.concatenate([validation, test])
         groups = pd.Series(self.grouping.groups, index=films.tested.index)
         logits = scoring.logits_of(model, films.inputs, rows)
-        flipped = scoring.logits_of(model, films.inputs, rows, flips=True)
+        flipped = scoring.logits_of(model, films.inputs, rows, row.recipe.flips)
         table = scoring.prediction_table(
             films.table,
             rows,
@@ -265,16 +334,14 @@ class Comparison:
             part=np.where(np.arange(len(rows)) < len(validation), "val", "test"),
             group=groups[rows].to_numpy(),
             coarse=films.table.loc[rows, self.coarse].to_numpy(),
-            training_seconds=seconds,
+            training_seconds=history.attrs["seconds"],
             epochs=len(history),
             parameters=model.count_params(),
         )
         table = table.drop(columns=[name for name in table.columns if name.startswith(("logit_", "temper"))])
         for suffix, values in (("", logits), ("_flips", flipped)):
             table = self.with_coarse(table, task.spec, scoring.probabilities_of(values, 1.0), suffix)
-        table = comparison_scores.with_maps(table, row, model, films, self.source)
-        shutil.rmtree(self.folder / folder)
-        return table
+        return comparison_scores.with_maps(table, row, model, films)
 
     def with_coarse(self, table, spec, probabilities, suffix):
         """Adds the coarse prediction: the probabilities of a coarse label's classes added up."""
@@ -290,7 +357,7 @@ class Comparison:
     # Baselines
 
     def texture(self, films):
-        """Texture features of every film, read once."""
+        """Texture features of every film of the table, read once."""
         from kxray.io import FilmError, read_films
 
         kept = self.folder / "work" / "texture.npy"
@@ -309,14 +376,14 @@ class Comparison:
                 np.save(file, np.stack(rows))
         return np.load(kept)
 
-    def baseline_cells(self, question, texture):
+    def baseline_cells(self, question):
         """Test predictions of the classical and the no-anatomy baseline, on the same splits."""
         from kxray.data import no_anatomy_baseline
 
         tested = question.films.tested
         positions = tested.index.to_numpy()
         order = {position: number for number, position in enumerate(question.films.table.index)}
-        texture = texture[[order[position] for position in positions]]
+        texture = self.texture(question.films)[[order[position] for position in positions]]
         anatomy_free = question.films.features[positions]
         coarse_names = sorted(set(self.coarse_of.values()))
         coarse = np.array([coarse_names.index(name) for name in tested[self.coarse]])
@@ -330,7 +397,7 @@ class Comparison:
                 fold_of[np.isin(positions, test)] = fold
             scored = fold_of >= 0
             for name, (labels, names) in questions.items():
-                svm = baselines.texture_scores(texture, labels, fold_of, seed)
+                svm = baselines.texture_scores(texture, labels, fold_of, self.grouping.groups, seed)
                 outputs = {"texture": svm}
                 if name == "coarse":
                     outputs["no-anatomy"] = no_anatomy_baseline(anatomy_free, labels, fold_of, seed=seed)

@@ -29,42 +29,48 @@ class Results:
     coarse_labels: list[str]
 
 
-def with_maps(table, row, model, films, source):
+def check_masks(films) -> None:
+    """Reads the mask of every tested film once: a broken one is found before anything is trained."""
+    for position in _masked(films, films.tested.index):
+        _mask_of(films, position)
+
+
+def with_maps(table, row, model, films):
     """Adds what the class activation maps of test films score against the masks of their manifest.
 
     The map explains the film's own class: multi-scale CAM of a multi-scale network, Grad-CAM of a plain one.
     Columns `pointing_game`, `mass_inside` and `iou_at_half` stay empty where a film has no mask.
     """
     from kxray import explain
-    from kxray.data.masks import truth_mask
     from training import map_scores
     from training.explained_table import SCORES
 
-    table = table.assign(**dict.fromkeys(SCORES, ""))
-    if "masks" not in films.table.columns:
-        return table
-    masked = (films.table.loc[table["position"], "masks"] != "").to_numpy()
-    chosen = table.index[(table["part"] == "test") & masked]
+    table = table.assign(**dict.fromkeys(SCORES, "")).set_index("position", drop=False)
+    chosen = _masked(films, table["position"][table["part"] == "test"])
     method = "multiscale_cam" if row.multiscale else "grad_cam"
     for start in range(0, len(chosen), 64):
-        some = chosen[start : start + 64]
-        positions = table["position"][some].to_numpy()
+        positions = np.array(chosen[start : start + 64])
         (pixels,) = films.inputs.batches(positions, len(positions))
         maps = explain.attribute(model, pixels, films.labels[positions], method)[..., 0]
-        for index, position, heatmap in zip(some, positions, maps, strict=True):
-            film = films.table.loc[position]
-            shape = _shape_of(film["path"])
-            mask = truth_mask(film, source, shape)
-            if mask is not None:
-                for name, cell in map_scores.score(heatmap, mask).items():
-                    table.loc[index, name] = cell
-    return table
+        for position, heatmap in zip(positions, maps, strict=True):
+            for name, cell in map_scores.score(heatmap, _mask_of(films, position)).items():
+                table.loc[position, name] = cell
+    return table.reset_index(drop=True)
 
 
-def _shape_of(path):
+def _masked(films, positions):
+    """Those of some films whose row names a mask."""
+    if "masks" not in films.table.columns:
+        return []
+    return [position for position in positions if films.table.loc[position, "masks"]]
+
+
+def _mask_of(films, position):
+    from kxray.data.masks import truth_mask
     from kxray.io import read_image
 
-    return read_image(path).pixels.shape
+    film = films.table.loc[position]
+    return truth_mask(film, read_image(film["path"]).pixels.shape)
 
 
 def scores_of(results) -> dict:
@@ -180,7 +186,12 @@ def _paired_tests(results, test):
         naive = next(
             (other for other, its in rows.items() if not its.multiscale and its.fine == row.fine), None
         )
-        if row.multiscale and naive and rows[naive].recipe.backbone == row.recipe.backbone:
+        # Anything else that differs would be credited to the stages.
+        if (
+            row.multiscale
+            and naive
+            and row.recipe == dataclasses.replace(rows[naive].recipe, taps=row.recipe.taps)
+        ):
             pairs.append((name, naive))
         coarse = name.removesuffix("-fine") + "-coarse"
         if row.fine and coarse in rows:
@@ -207,6 +218,10 @@ def _paired_tests(results, test):
     for test_, p in zip(tests, metrics.holm([test_["p"] for test_ in tests]), strict=True):
         test_["p_holm"] = float(p)
     return tests
+
+
+def _retapped(recipe, taps):
+    return dataclasses.replace(recipe, taps=taps)
 
 
 def table_of(metrics) -> pd.DataFrame:

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import os
+import re
 from pathlib import Path
 
 import click
@@ -11,6 +12,7 @@ from training import shell
 from training.shell import program
 
 MOST_SHOWN = 200
+_LEFTOVER = re.compile(r"\..+-\w{8}\.(png|npz)")
 
 
 @click.command(context_settings={"max_content_width": 100})
@@ -73,7 +75,7 @@ def find(data, spec, out, skip_bad=False):
 
     Returns:
         Table with the columns path (absolute), patient_id, label ("" where unknown), where the source has
-        them masks and boxes, and the attribute `attrs["folder"]`, to which masks are relative.
+        them masks and boxes, and the attribute `attrs["folder"]`, below which films are named.
 
     Raises:
         kxray.data.ManifestError: broken rows, unless `skip_bad`.
@@ -97,6 +99,8 @@ def find(data, spec, out, skip_bad=False):
         folders = [path.parent.name if path.parent.name in spec.labels else "" for path in paths]
         columns = {"path": [*map(str, paths)], "patient_id": [""] * len(paths), "label": folders}
         table = pd.DataFrame(columns, dtype=str)
+    if os.path.realpath(data).startswith(os.path.realpath(out) + os.sep):
+        raise ValueError(f"the films of {data} lie in --out {out}; choose a folder that does not hold them")
     # Neither this run's overlays nor those of an earlier one are films.
     own = [out, *(note.parent for note in data.rglob("explained.json"))]
     own = tuple(os.path.realpath(folder) + os.sep for folder in own)
@@ -191,7 +195,7 @@ def _remove_leftovers(out):
     """Removes the temporary files that a killed run has left; nothing of ours is hidden otherwise."""
     for folder in (out / "overlays", out / "maps"):
         for leftover in folder.rglob(".*"):
-            if leftover.is_file():
+            if _LEFTOVER.fullmatch(leftover.name):
                 leftover.unlink()
     for leftover in out.glob(".*"):
         if leftover.name.startswith((".explained", ".index", ".scores")):
@@ -244,7 +248,7 @@ def _explained(explainer, batch, out, folder, relative):
             name = _name(relative(row["path"]), row["path"], folder)
             explanation, film = next(explanations), result[1]
             cells = _written(explanation, explainer.spec, film, out, name)
-            made.append({**facts, **cells, **_scores(row, folder, explanation, film, explainer.spec)})
+            made.append({**facts, **cells, **_scores(row, explanation, film, explainer.spec)})
     return made
 
 
@@ -306,13 +310,13 @@ def _written(explanation, spec, film, out, name):
     }
 
 
-def _scores(row, folder, explanation, film, spec):
+def _scores(row, explanation, film, spec):
     """Scores of a film's map against what its row says is there; empty where it says nothing."""
     from kxray.data.masks import truth_mask
     from training.map_scores import score
 
     label = spec.labels[explanation.label]
-    mask = truth_mask(row, folder, film.shape, label, spec.labels)
+    mask = truth_mask(row, film.shape, label, spec.labels)
     return {} if mask is None else score(explanation.heatmap, mask)
 
 

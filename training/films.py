@@ -33,7 +33,7 @@ class ClassifierTask:
         augment: function () -> the augmenting layers, in order.
         labels: the classes, in the order of the spec; none for those that the source has.
         min_side: smallest side of a film in pixels.
-        test_time_flips: whether test films are also scored by the mean over their flips and turns.
+        test_time_flips: over which views test films are also scored: "none", "horizontal" or "dihedral".
     """
 
     name: str
@@ -47,7 +47,7 @@ class ClassifierTask:
     augment: Callable
     labels: tuple[str, ...] = ()
     min_side: int = MIN_SIDE
-    test_time_flips: bool = False
+    test_time_flips: str = "none"
 
     def for_films(self, table) -> "ClassifierTask":
         """This task with the labels that a table of films has, where the recipe fixes none."""
@@ -171,6 +171,13 @@ def load(recipe, task, folder, progress) -> tuple[ClassifierTask, RunFilms]:
     table, problems, notes = _main_table(recipe, task, folder, progress)
     task = task.for_films(table)
     extras = _training_only(recipe, task, folder, progress)
+    for extra in extras:
+        foreign = sorted(set(extra[task.label_column]) - set(task.labels))
+        if foreign:
+            raise ValueError(
+                f"extra training films are labelled {', '.join(foreign)}; those of {recipe.data} "
+                f"{', '.join(task.labels)}"
+            )
     table = table.assign(training_only=False)
     row_numbers = data.manifest.row_numbers(table)
     table = pd.concat([table, *(extra.assign(training_only=True) for extra in extras)], ignore_index=True)
@@ -362,14 +369,22 @@ def validation_split(task, films, members, grouping, seed):
     return rows[split.parts == "train"], rows[split.parts == "val"]
 
 
-def check_classes(task, table) -> None:
-    """Raises ValueError where a class has too few films to be in every part."""
-    counts = table[task.label_column].value_counts()
+def check_classes(task, table, grouping=None) -> None:
+    """Raises ValueError where a class has too few films to be in every part.
+
+    With a `kxray.data.Grouping`, films that are kept together count once.
+    """
+    if grouping is None:
+        counts = table[task.label_column].value_counts()
+    else:
+        groups = pd.Series(grouping.groups, index=table.index)
+        counts = groups.groupby(table[task.label_column]).nunique()
     for label in task.labels:
         if counts.get(label, 0) < SMALLEST_CLASS:
             raise ValueError(
-                f"films labelled {label!r}: {counts.get(label, 0)}; to train, validate and test, a class "
-                f"needs at least {SMALLEST_CLASS}: collect more, or join it with another class"
+                f"films labelled {label!r}: {counts.get(label, 0)}{'' if grouping is None else ' groups'}; "
+                f"to train, validate and test, a class needs at least {SMALLEST_CLASS}: collect more, or "
+                "join it with another class"
             )
 
 
@@ -379,7 +394,7 @@ def split_films(recipe, task, table, grouping):
 
     if recipe.folds == 1:
         raise ValueError("--folds 1 leaves nothing to train on; 0 makes one split, 2 and more make folds")
-    check_classes(task, table)
+    check_classes(task, table, grouping)
     if recipe.folds:
         return data.patient_folds(table, task.label_column, recipe.folds, recipe.seed, grouping=grouping)
     if "split" in table.columns and (table["split"] != "").all():

@@ -77,7 +77,7 @@ class ClassifierJob:
             "training_only_films": len(self.films.extra),
             "replicas": self.replicas,
             "dtype_policy": self.policy,
-            "notes": [*self.films.notes, *self.split.notes],
+            "notes": [*self.films.notes, *self.split.notes, *runs.starting_notes(self.recipe, fingerprint)],
         }
         runs.write_json(path, self.config)
 
@@ -101,7 +101,7 @@ class ClassifierJob:
                 model, _ = self.train(name, train, validation, self.recipe.seed + fold)
                 test = tested[self.split.parts == fold]
                 runs.write_table(kept, self.predictions(model, validation, test, fold))
-            tables.append(pd.read_csv(kept, dtype={"patient_id": str, "group": str}, keep_default_na=False))
+            tables.append(runs.read_table(kept))
         train, validation = self.validation_split(np.ones(len(tested), bool), self.recipe.seed)
         model, history = self.train("final model", train, validation, self.recipe.seed)
         return pd.concat(tables, ignore_index=True), model, history
@@ -130,8 +130,8 @@ class ClassifierJob:
         for part, rows in (("val", validation_rows), ("test", test_rows)):
             logits = scoring.logits_of(model, films.inputs, rows)
             facts = {"fold": fold, "part": part, "group": groups[rows].to_numpy()}
-            if self.task.test_time_flips:
-                flipped = scoring.logits_of(model, films.inputs, rows, flips=True)
+            if self.task.test_time_flips != "none":
+                flipped = scoring.logits_of(model, films.inputs, rows, self.task.test_time_flips)
                 chosen = scoring.probabilities_of(flipped, temperature).argmax(axis=1)
                 facts["predicted_with_flips"] = [self.spec.labels[index] for index in chosen]
             parts.append(
@@ -168,7 +168,7 @@ class ClassifierJob:
         )
         scores = scoring.scores_of(test, self.spec, self.recipe.seed, self.split.grouping.kind)
         scores["baseline"] = scoring.baseline_scores(test, self.films, self.spec, self.recipe.seed)
-        if self.task.test_time_flips:
+        if self.task.test_time_flips != "none":
             scores["with_test_time_flips"] = scoring.accuracy_with_flips(test)
         scores["minutes"] = round(seconds / 60, 2)
         scores["calibration"] = {

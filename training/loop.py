@@ -53,7 +53,8 @@ def train(
         save_every: seconds between checkpoints; 0 saves after every epoch.
 
     Returns:
-        (model with its best weights, history table with one row an epoch)
+        (model with its best weights, history table with one row an epoch); `history.attrs["seconds"]` is the
+        time from the first batch to the last, over interruptions.
 
     Raises:
         ValueError: the loss is not a number; the message names the epoch and step.
@@ -90,12 +91,16 @@ def train(
             )
         # The history is written last: where it is, the best weights are too.
         shutil.copyfile(checkpoint.latest() / "best.weights.h5", folder / "best.weights.h5")
+        seconds = json.loads((checkpoint.latest() / "state.json").read_text())["seconds"]
+        (folder / "seconds.json").write_text(json.dumps(seconds))
         runs.write_table(finished, pd.DataFrame(checkpoint.history))
         checkpoint.clear()
     elif on_epoch is not None:
         on_epoch(epochs, {})
     model.load_weights(folder / "best.weights.h5")
-    return model, pd.read_csv(finished)
+    history = pd.read_csv(finished)
+    history.attrs["seconds"] = json.loads((folder / "seconds.json").read_text())
+    return model, history
 
 
 class _StopAtNan(keras.callbacks.Callback):
@@ -123,7 +128,7 @@ class _Checkpoint(keras.callbacks.Callback):
         self.history = []
         self.best = math.inf
         self.best_weights = None
-        self.saved_at = time.monotonic()
+        self.saved_at = self.began = time.monotonic()
 
     def states(self):
         found = [
@@ -144,6 +149,7 @@ class _Checkpoint(keras.callbacks.Callback):
         self.best_weights = model.get_weights()
         model.load_weights(self.latest() / "latest.weights.h5")
         self.history, self.best = state["history"], state["best"]
+        self.began = time.monotonic() - state.get("seconds", 0.0)
         return len(self.history)
 
     def is_exhausted(self) -> bool:
@@ -175,7 +181,9 @@ class _Checkpoint(keras.callbacks.Callback):
         self.model.set_weights(self.best_weights)
         self.model.save_weights(unfinished / "best.weights.h5")
         self.model.set_weights(newest)
-        (unfinished / "state.json").write_text(json.dumps({"best": self.best, "history": self.history}))
+        seconds = time.monotonic() - self.began
+        state = {"best": self.best, "history": self.history, "seconds": seconds}
+        (unfinished / "state.json").write_text(json.dumps(state))
         unfinished.rename(self.folder / f"state-{done}")
         for old in self.states()[:-2]:
             shutil.rmtree(old)

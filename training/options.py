@@ -29,7 +29,14 @@ def parse(recipe_class, text) -> dict:
     hints = typing.get_type_hints(recipe_class)
     fields = {field.name: field for field in dataclasses.fields(recipe_class)}
     read = {}
-    for item in filter(None, (part.strip() for part in text.split(","))):
+    items = []
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        # A value may hold commas itself: taps=block2,block4,backbone=densenet169
+        if "=" not in part and items:
+            items[-1] += f",{part}"
+        else:
+            items.append(part)
+    for item in items:
         name, equals, value = item.partition("=")
         name = name.strip().replace("-", "_")
         if not equals or name not in fields:

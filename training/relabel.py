@@ -246,6 +246,8 @@ def _measure(table, by, workers):
 
 def _summary(result, measured, cuts, out):
     yield f"{out}: {len(result)} films"
+    kept = sorted(set(result["label"][result["label"] == result["coarse_label"]]))
+    yield f"kept as they are: {', '.join(kept)}"
     for label, thresholds in cuts.items():
         told = ", ".join(f"{value:.2f}" for value in thresholds)
         yield f"{label} is cut at {told} pixels"
@@ -260,7 +262,7 @@ def _write(folder, table, sheet, facts, name):
     """Writes everything of OUT into `folder`; the manifest comes last."""
     import json
 
-    from kxray.data.manifest import write_text
+    from kxray.data.manifest import write_manifest, write_text
     from training.report import sizes as report
 
     report.write_pages(folder, sheet, facts, name)
@@ -271,22 +273,6 @@ def _write(folder, table, sheet, facts, name):
     cells = cells.sort_values(["coarse_label", "size_px"], kind="stable").round(3)
     write_text(folder / "sizes.csv", cells.to_csv(index=False, lineterminator="\n"))
     write_text(folder / "relabel.json", json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
-    _write_manifest(table, folder)
-
-
-def _write_manifest(table, folder):
-    import json
-
-    from kxray.data import write_manifest
-    from kxray.data.masks import find_masks
-
-    if "masks" in table.columns:
-        moved = []
-        for cell, film in zip(table["masks"], table["path"], strict=True):
-            found = find_masks(cell, film)
-            found = {key: Path(os.path.relpath(path, folder)).as_posix() for key, path in found.items()}
-            moved.append(json.dumps(found, ensure_ascii=False) if found else "")
-        table = table.assign(masks=moved)
     write_manifest(table, folder / "manifest.csv")
 
 

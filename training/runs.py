@@ -12,6 +12,11 @@ from pathlib import Path
 
 from kxray.io.files import replacing, write_whole
 
+_TEXT = (
+    *("path", "patient_id", "group", "label", "predicted", "predicted_with_flips"),
+    *("coarse", "coarse_predicted", "coarse_predicted_flips"),
+)
+
 
 def default_folder(recipe_name, source_name, root="runs") -> Path:
     """The next free `runs/00012-view_classifier-views`."""
@@ -81,6 +86,18 @@ def resumed(recipe, given) -> tuple:
     return Path(recipe.out), dataclasses.replace(recipe, **kept)
 
 
+def starting_notes(recipe, fingerprint) -> list[str]:
+    """What a reader of the scores must know of a run's starting weights."""
+    start = getattr(recipe, "init", None)
+    spec = Path(start or "", "spec.json")
+    if start is None or not spec.is_file():
+        return []
+    provenance = json.loads(spec.read_text(encoding="utf-8")).get("provenance", {})
+    if provenance.get("data_fingerprint") != fingerprint:
+        return []
+    return [f"the starting weights of {start} were trained on these very films: scores are too good"]
+
+
 def read_config(folder) -> dict:
     """The resolved options of a run that is to be resumed."""
     path = Path(folder) / "config.json"
@@ -120,6 +137,13 @@ def versions() -> dict:
 
 def write_json(path, value) -> None:
     write_whole(path, json.dumps(_plain(value), indent=2, allow_nan=False) + "\n")
+
+
+def read_table(path):
+    """A table of predictions as `write_table` wrote it: names stay text where they look like numbers."""
+    import pandas as pd
+
+    return pd.read_csv(path, dtype=dict.fromkeys(_TEXT, str), keep_default_na=False)
 
 
 def write_table(path, table) -> None:

@@ -25,17 +25,18 @@ def traced_logits(model, spec):
     return model.__dict__["_kxray_logits"]
 
 
-def logits_of(model, inputs, rows, flips=False) -> np.ndarray:
+def logits_of(model, inputs, rows, flips="none") -> np.ndarray:
     """The pre-activation logits float32 (len(rows), units) of some films.
 
-    With `flips`, the mean over the views of `kxray.layers.dihedral_views`: test-time augmentation.
+    With `flips` "dihedral" or "horizontal", the mean over those views of `kxray.layers.dihedral_views`:
+    test-time augmentation.
     """
     from kxray.layers import dihedral_views
 
     forward = traced_logits(model, inputs.spec)
     batches = []
     for batch in inputs.batches(rows, BATCH):
-        views = dihedral_views(batch) if flips else [batch]
+        views = [batch] if flips == "none" else dihedral_views(batch, flips == "horizontal")
         batches.append(np.mean([forward(view).numpy() for view in views], axis=0))
     return np.concatenate(batches) if batches else np.zeros((0, model.outputs[0].shape[-1]), np.float32)
 
@@ -117,7 +118,7 @@ def scores_of(predictions, spec, seed, grouped_by) -> dict:
 
 
 def accuracy_with_flips(predictions) -> dict:
-    """Accuracy, with its 95% interval, of predictions averaged over flips and turns of each film."""
+    """Accuracy, with its 95% interval, of logits averaged over flips and turns of each film."""
     from kxray import metrics
 
     right = (predictions["label"] == predictions["predicted_with_flips"]).to_numpy(float)

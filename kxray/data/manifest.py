@@ -18,11 +18,12 @@ import pandas as pd
 from kxray.io.files import write_whole
 
 BOX_FIELDS = ("finding", "x", "y", "width", "height")
-TEXT_COLUMNS = ("path", "patient_id", "label", "view", "split")
+TEXT_COLUMNS = ("path", "patient_id", "label", "coarse_label", "view", "split")
 # Columns that describe the film, its patient or a phantom's geometry; a 0 or 1 in them is not a finding.
 METADATA_COLUMNS = (
     *(*TEXT_COLUMNS, "boxes", "masks", "position", "age", "sex", "follow_up", "study_id", "source", "group"),
-    *("angle", "rotation", "scale", "shift_x", "shift_y", "spacing", "heart_ratio", "calibre", "calibre_px"),
+    *("angle", "rotation", "scale", "shift_x", "shift_y", "spacing", "heart_ratio"),
+    *("calibre", "calibre_px", "size_px"),
 )
 MOST_SHOWN = 20
 _PROBLEM_COLUMNS = ("row", "path", "column", "problem")
@@ -124,8 +125,8 @@ def as_manifest(table: pd.DataFrame, *, folder=None, findings: Sequence[str] | N
         findings: as in `read_manifest`.
 
     Returns:
-        A copy: text as str, findings as float64 (0, 1, NaN), boxes as lists, other columns numeric where
-        every value is a number. Findings and boxes with a malformed cell keep that cell as text.
+        A copy: text as str, findings as float64 (0, 1, NaN), boxes as lists, masks as JSON text of absolute
+        paths, other columns numeric where every value is a number. Malformed cells stay as text.
     """
     result = table.copy()
     if "patient_id" not in result.columns:
@@ -139,11 +140,18 @@ def as_manifest(table: pd.DataFrame, *, folder=None, findings: Sequence[str] | N
     if "boxes" in result.columns:
         boxes = [_boxes_or_text(value) for value in result["boxes"]]
         result["boxes"] = pd.Series(boxes, index=result.index, dtype=object)
+    if "masks" in result.columns:
+
+        def absolute(path):
+            return os.path.normpath(os.path.join(base, path))
+
+        masks = [_masks_at(value, absolute) for value in result["masks"]]
+        result["masks"] = pd.Series(masks, index=result.index, dtype=str)
     named = finding_columns(result, findings)
     for name in result.columns:
         if name in named:
             result[name] = _findings_or_text(result[name])
-        elif name not in (*TEXT_COLUMNS, "boxes"):
+        elif name not in (*TEXT_COLUMNS, "boxes", "masks"):
             result[name] = _numbers_or_text(result[name])
     return result
 
@@ -254,6 +262,11 @@ def write_manifest(table: pd.DataFrame, csv_path) -> None:
             json.dumps(value, ensure_ascii=False) if isinstance(value, list) and value else value or ""
             for value in result["boxes"]
         ]
+    if "masks" in result.columns:
+        result["masks"] = [
+            _masks_at(value, lambda path: Path(os.path.relpath(path, folder)).as_posix())
+            for value in result["masks"]
+        ]
     write_text(csv_path, result.to_csv(index=False, lineterminator="\n"))
 
 
@@ -342,6 +355,19 @@ def _numbers_or_text(column):
         if numbers.notna().sum() == len(known) and all(math.isfinite(value) for value in numbers.dropna()):
             return numbers
     return pd.Series(texts, index=column.index, dtype=str)
+
+
+def _masks_at(value, place) -> str:
+    """A cell of mask files, {finding: path} as JSON, with every path put through `place`."""
+    text = _text(value)
+    try:
+        files = json.loads(text) if text.strip() else {}
+    except ValueError:
+        return text
+    if not isinstance(files, dict) or not all(isinstance(path, str) for path in files.values()):
+        return text
+    moved = {finding: place(path) for finding, path in files.items()}
+    return json.dumps(moved, ensure_ascii=False) if moved else ""
 
 
 def _boxes_or_text(value):

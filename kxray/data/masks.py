@@ -2,19 +2,16 @@
 
 import json
 import math
-import os
-from pathlib import Path
 
 import numpy as np
 
 
-def truth_mask(row, folder, shape, label=None, labels=()):
+def truth_mask(row, shape, label=None, labels=()):
     """What a manifest row says about where things are.
 
     Args:
-        row: mapping with any of `masks`, JSON text {finding: file of a mask picture, relative to `folder`},
-            and `boxes`, the list of the manifest. Masks are preferred to boxes.
-        folder: folder of the manifest.
+        row: of a table of `kxray.data.read_source`, with any of `masks`, JSON text {finding: mask picture},
+            and `boxes`. Masks are preferred to boxes.
         shape: (height, width) of the film, in pixels.
         label: the class that a map explains.
         labels: all classes. Where findings of the row are named like classes, only those named `label` count;
@@ -36,7 +33,7 @@ def truth_mask(row, folder, shape, label=None, labels=()):
     inside = np.zeros(shape, bool)
     if masks:
         for finding in findings:
-            inside |= _mask_file(Path(folder, masks[finding]), shape)
+            inside |= _mask_file(masks[finding], shape)
         return inside
     for box in boxes:
         if box["finding"] in findings:
@@ -47,19 +44,11 @@ def truth_mask(row, folder, shape, label=None, labels=()):
 
 
 def find_masks(cell, film) -> dict[str, str]:
-    """The masks of a manifest's cell as {finding: absolute path}.
-
-    Paths in the cell are relative to the manifest, which stands in the film's folder or in one above it.
-    """
+    """The masks of a film as {finding: path}; ValueError, naming the film, on a cell that is not that."""
     try:
-        named = _named_files(cell)
+        return _named_files(cell)
     except ValueError as error:
         raise ValueError(f"{film}: {error}") from None
-    found = {}
-    for finding, path in named.items():
-        places = [Path(os.path.normpath(folder / path)) for folder in Path(film).parents]
-        found[finding] = str(next((place for place in places if place.is_file()), places[0]))
-    return found
 
 
 def _named_files(cell) -> dict:

@@ -17,8 +17,8 @@ from kxray.data.masks import find_masks
 
 MEASURES = ("width", "area", "boxes")
 _KEPT = re.compile(
-    r"(no|non|not|without)[ _-]?(bones?|findings?|defects?|diseases?|tumou?rs?)|(no|non|not|without)[ _-].*"
-    r"|no|none|nothing|normal|negative|healthy|background|empty|clean|intact",
+    r"(no|without)[ _-]?(bones?|findings?|defects?|diseases?|tumou?rs?|cracks?|foreign[ _-]?bod(y|ies))"
+    r"|no|none|nothing|normal|negative|healthy|background|empty|clean|intact|ok|good|pass(ed)?",
     re.IGNORECASE,
 )
 
@@ -237,7 +237,7 @@ def _film_ridge(film):
 
 
 def _as_mask(film):
-    return film.pixels > 0.5
+    return film.pixels > 0
 
 
 def _size_of_mask(mask, by):

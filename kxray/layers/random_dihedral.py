@@ -50,11 +50,13 @@ class RandomDihedral(keras.layers.Layer):
         return {**super().get_config(), "seed": self.seed}
 
 
-def dihedral_views(images):
+def dihedral_views(images, horizontal_only=False):
     """Every view that `RandomDihedral` can draw: a list of 8 tensors (N, H, W, C), the first untouched.
 
-    4 where films are not square.
+    4 where films are not square; 2, the film and its mirror image, with `horizontal_only`.
     """
+    if horizontal_only:
+        return [images, ops.flip(images, axis=2)]
     views = [images, ops.flip(images, axis=2), ops.flip(images, axis=1), ops.flip(images, axis=(1, 2))]
     if images.shape[1] == images.shape[2]:
         views += [ops.transpose(view, (0, 2, 1, 3)) for view in views]

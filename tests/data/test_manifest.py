@@ -252,3 +252,26 @@ def test_views(real_data):
     assert table["view"].value_counts().to_dict() == {"frontal": 355, "lateral": 36}
     assert manifest.finding_columns(table) == []
     assert not len(manifest.check_manifest(table, views=["frontal", "lateral"]))
+
+
+def test_masks_are_found_from_anywhere_and_written_relative(tmp_path):
+    films, out = tmp_path / "films", tmp_path / "work" / "deep"
+    for folder in (films / "masks", out):
+        folder.mkdir(parents=True)
+    (films / "1.png").touch()
+    (films / "manifest.csv").write_text('path,label,masks\n1.png,bone,"{""bone"": ""masks/1.png""}"\n')
+    table = manifest.read_manifest(films / "manifest.csv")
+    assert json.loads(table["masks"][0]) == {"bone": str(films / "masks" / "1.png")}
+    manifest.write_manifest(table, out / "manifest.csv")
+    assert "../../films/masks/1.png" in (out / "manifest.csv").read_text()
+    assert manifest.read_manifest(out / "manifest.csv")["masks"][0] == table["masks"][0]
+
+
+def test_coarse_labels_stay_text(tmp_path):
+    (tmp_path / "1.png").touch()
+    (tmp_path / "2.png").touch()
+    rows = "path,label,coarse_label,size_px\n1.png,1_scale1,1,1\n2.png,0,0,\n"
+    (tmp_path / "manifest.csv").write_text(rows)
+    table = manifest.read_manifest(tmp_path / "manifest.csv")
+    assert table["coarse_label"].tolist() == ["1", "0"] and table["label"].tolist() == ["1_scale1", "0"]
+    assert not manifest.finding_columns(table)

@@ -244,14 +244,20 @@ def test_the_measure_follows_what_a_film_has(tmp_path):
     assert areas["size_px"].tolist() == [1600, 700]
 
 
-def test_masks_are_looked_for_above_the_film(tmp_path):
-    (tmp_path / "masks").mkdir()
-    (tmp_path / "masks" / "1.png").touch()
-    film = str(tmp_path / "films" / "deep" / "1.png")
-    assert find_masks('{"bone": "masks/1.png"}', film) == {"bone": str(tmp_path / "masks" / "1.png")}
-    assert find_masks("", film) == {} and find_masks(float("nan"), film) == {}
-    with pytest.raises(ValueError, match="masks must be JSON"):
-        find_masks("masks/1.png", film)
+def test_masks_of_a_film():
+    assert find_masks('{"bone": "/films/masks/1.png"}', "a.png") == {"bone": "/films/masks/1.png"}
+    assert find_masks("", "a.png") == {} and find_masks(float("nan"), "a.png") == {}
+    with pytest.raises(ValueError, match="a.png: masks must be JSON"):
+        find_masks("masks/1.png", "a.png")
+
+
+def test_labels_that_say_that_there_is_no_defect():
+    assert kept_labels(["ok", "not_ok"]) == ["ok"]
+    assert kept_labels(["normal", "non-union"]) == ["normal"]
+    assert kept_labels(["No Finding", "no_bone", "crack", "nodule", "not normal"]) == [
+        "No Finding",
+        "no_bone",
+    ]
 
 
 @pytest.mark.real_data

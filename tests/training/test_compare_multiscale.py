@@ -93,6 +93,9 @@ def test_films_without_size_classes_are_relabelled(compare, fillets, tmp_path):
     [
         (("--split", "7:3"), "--split takes three parts, training, validation and test, as 7:1:2"),
         (("--folds", 1), "give --folds 2 or more, or --split"),
+        (("--folds", 3, "--split", "7:1:2"), "exclude each other"),
+        (("--classes", 1), "--classes 1 splits nothing"),
+        (("--candidates", "seed=4"), "a candidate shares seed with the others"),
         (("--candidates", "backbone=vgg"), "backbone=vgg: 'vgg' is not one of"),
         (("--candidates", "bakcbone=xception"), "expected name=value with an option's name"),
         (("--candidates", "xception"), "give trained ones with --init"),
@@ -180,15 +183,19 @@ def test_texture_does_not_see_exposure_and_sees_stripes():
     plain = [random.random((48, 48)) for _ in range(20)]
     stripes = [film + 0.8 * (np.arange(48) % 6 < 3) for film in plain]
     films = [film / film.max() for film in plain + stripes]
+    alone = np.arange(40)
     features = np.stack([baselines.texture_features(film.astype("float32")) for film in films])
     darker = baselines.texture_features((0.5 * films[0] + 0.1).astype("float32"))
     np.testing.assert_allclose(darker, features[0], atol=0.02)
     labels = np.repeat([0, 1], 20)
     folds = np.arange(40) % 4
-    scores = baselines.texture_scores(features, labels, folds)
+    scores = baselines.texture_scores(features, labels, folds, alone)
     assert (scores.argmax(axis=1) == labels).all()
     shuffled = np.random.default_rng(1).permutation(labels)
-    by_chance = baselines.texture_scores(features, shuffled, folds).argmax(axis=1) == shuffled
+    by_chance = baselines.texture_scores(features, shuffled, folds, alone).argmax(axis=1) == shuffled
     assert by_chance.mean() < 0.8
     split = np.where(np.arange(40) % 5 == 0, 0, -1)
-    assert np.isnan(baselines.texture_scores(features, labels, split)[split == -1]).all()
+    assert np.isnan(baselines.texture_scores(features, labels, split, alone)[split == -1]).all()
+    # A class that no training film has is never the answer.
+    third = np.where(folds == 0, 2, labels)
+    assert set(baselines.texture_scores(features, third, folds, alone)[folds == 0].argmax(axis=1)) <= {0, 1}

@@ -122,7 +122,7 @@ def test_penalty_and_half_precision(fit_only, fillets, tmp_path):
     assert code == 0, text
     model, _ = kxray.load(run)
     relevance = model.get_layer("layer_relevance")
-    assert relevance.constraint == "penalty" and relevance.distance_from_convex() < 0.5
+    assert relevance.constraint == "penalty" and 0 < relevance.distance_from_convex() < 0.5
     assert model.get_layer("conv1").compute_dtype == "bfloat16" and model.outputs[0].dtype == "float32"
 
 
@@ -163,6 +163,8 @@ def test_two_devices(fillets, tmp_path, run_program):
         (("--taps", "5"), "has 4 stages (block1, block2, block3, block4), got 5 taps"),
         (("--image-size", 20), "needs films of at least 32 x 32 pixels, got (20, 20)"),
         (("--freeze",), "give trained ones with --init"),
+        (("--init", "nowhere/run"), "--init nowhere/run: no such run folder or file of weights"),
+        (("--test-time-flips", "--flips", "none"), "averages over the views of --flips, which are none"),
         (("--label-column", "nothing"), "expected a column 'nothing'"),
     ],
 )

@@ -19,6 +19,7 @@ Every finished training is kept: with --resume an interrupted comparison goes on
 
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 
 from training import options
 from training.options import option
@@ -34,6 +35,11 @@ PRESETS = {
         "classes": 0,
     },
 }
+# What must be equal for films and splits to be.
+_SHARED = (
+    *("data", "out", "resume", "dry_run", "folds", "seed", "phantoms", "label_column", "strategy"),
+    *("mixed_precision", "skip_bad", "preset", "export", "corrections"),
+)
 UNUSED = ("export", "corrections", "freeze", "label_column", "seed", "test_time_flips")
 
 
@@ -47,6 +53,9 @@ class Recipe(multiscale_cam.Recipe):
     seeds: int = option(2, "Repetitions, each with its own splits, weights and order of films.", low=1)
     by: str = option("width", "What films are relabelled by.", choices=("width", "area", "boxes"))
     classes: int = option(3, "Size classes a label; 0 compares on the classes there are only.", low=0)
+    keep: str | None = option(
+        None, "Labels without defects, with commas; they are not split. By default no_bone, normal and so on."
+    )
     candidates: str | None = option(
         None,
         "More multi-scale networks: a preset of the recipe multiscale_cam, or options such as "
@@ -104,6 +113,12 @@ def _candidate(base, text):
         given = {**multiscale_cam.PRESETS[preset], **options.parse(multiscale_cam.Recipe, rest)}
     else:
         given = options.parse(multiscale_cam.Recipe, text)
+    foreign = sorted(set(given) & set(_SHARED))
+    if foreign:
+        raise ValueError(f"a candidate shares {', '.join(foreign)} with the others; give it as an option")
+    start = given.get("init")
+    if start not in (None, "imagenet"):
+        given["init"] = str(Path(start).resolve())
     return dataclasses.replace(base, **{"init": None, **given})
 
 

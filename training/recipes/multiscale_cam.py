@@ -19,6 +19,7 @@ clipped to norm 1, the weights of the lowest validation loss, early stopping, ba
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from training.classifier import ClassifierOptions, fit_classifier
 from training.films import ClassifierTask
@@ -85,7 +86,7 @@ class Recipe(ClassifierOptions):
     contrast: float = option(0.2, "Augmentation: largest change, fraction.", low=0.0, high=0.9)
     blur: float = option(0.8, "Augmentation: largest Gaussian blur, pixels.", low=0.0, high=3.0)
     test_time_flips: bool = option(
-        False, "Also report scores averaged over mirror images and quarter turns of every test film."
+        False, "Also report the accuracy over the mirror images (and turns) of --flips of every test film."
     )
     preset: str | None = option(
         None, "A named set of options; what is given beside it wins.", choices=tuple(PRESETS)
@@ -104,6 +105,10 @@ def task_of(recipe) -> ClassifierTask:
     models.check_backbone(recipe.backbone, taps, (side, side))
     if recipe.freeze and recipe.init is None:
         raise ValueError("--freeze keeps the backbone's starting weights: give trained ones with --init")
+    if recipe.init not in (None, "imagenet") and not Path(recipe.init).exists():
+        raise ValueError(f"--init {recipe.init}: no such run folder or file of weights")
+    if recipe.test_time_flips and recipe.flips == "none":
+        raise ValueError("--test-time-flips averages over the views of --flips, which are none")
 
     def build(spec):
         model = models.build(
@@ -160,7 +165,7 @@ def task_of(recipe) -> ClassifierTask:
         optimizer=optimizer,
         augment=augment,
         min_side=SMALLEST_FILM,
-        test_time_flips=recipe.test_time_flips,
+        test_time_flips=recipe.flips if recipe.test_time_flips else "none",
     )
 
 

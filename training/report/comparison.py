@@ -5,6 +5,8 @@ from pathlib import Path
 from kxray.io.files import write_whole
 from training.report import plots
 
+SIGNIFICANT = 0.05
+
 
 def write_report(folder, config, metrics) -> Path:
     """Writes FOLDER/report.html.
@@ -50,7 +52,7 @@ def _verdict(metrics):
     for test in metrics["tests"]:
         one, other = (metrics["rows"][test[key]] for key in ("one", "other"))
         size = test["difference"]
-        clear = size["low"] > 0 or size["high"] < 0
+        clear = test["p_holm"] < SIGNIFICANT
         word = "better than" if size["value"] > 0 else "worse than" if size["value"] < 0 else "equal to"
         lines.append(
             f"{one['network']} with {one['classes']} classes is {word} {other['network']} with "
