@@ -11,8 +11,9 @@
 
 Accuracy over four classes and over two are different questions, so every network is also scored on the coarse
 question: the probabilities of a defect's size classes are added up. Beside them: an RBF SVM on texture
-features (LBP and co-occurrence) and a random forest that sees no anatomy. Among the multi-scale networks, the
-one with the best validation films is named, and its score on test films is the one to expect.
+features (LBP and co-occurrence) and a random forest that sees no anatomy. Among the multi-scale networks,
+with and without test-time flips, the one that does best on validation films is named, and its score on test
+films is the one to expect.
 
 Every finished training is kept: with --resume an interrupted comparison goes on where it stopped.
 """

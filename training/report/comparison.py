@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from kxray.io.files import write_whole
+from training import comparison_scores
 from training.report import plots
 
 SIGNIFICANT = 0.05
@@ -23,6 +24,7 @@ def write_report(folder, config, metrics) -> Path:
     )
     environment.filters["score"] = _score
     rows = metrics["rows"]
+    expected, how = comparison_scores.chosen_score(metrics)
     page = environment.get_template("comparison.html.j2").render(
         title=f"{config['recipe']}: {Path(folder).name}",
         config=config,
@@ -35,6 +37,8 @@ def write_report(folder, config, metrics) -> Path:
             f"accuracy on {' / '.join(metrics['coarse_labels'])}, 95% interval",
         ),
         verdict=_verdict(metrics),
+        expected=expected,
+        how=how,
         has_maps=any(row.get("maps") for row in rows.values()),
     )
     path = Path(folder) / "report.html"
