@@ -379,12 +379,13 @@ def check_classes(task, table, grouping=None) -> None:
     else:
         groups = pd.Series(grouping.groups, index=table.index)
         counts = groups.groupby(table[task.label_column]).nunique()
+    kind = "film" if grouping is None else "independent film"
     for label in task.labels:
-        if counts.get(label, 0) < SMALLEST_CLASS:
+        count = counts.get(label, 0)
+        if count < SMALLEST_CLASS:
             raise ValueError(
-                f"films labelled {label!r}: {counts.get(label, 0)}{'' if grouping is None else ' groups'}; "
-                f"to train, validate and test, a class needs at least {SMALLEST_CLASS}: collect more, or "
-                "join it with another class"
+                f"label {label!r} has {count} {kind}{'' if count == 1 else 's'}; to train, validate and test, a "
+                f"class needs at least {SMALLEST_CLASS}: collect more, or join it with another class"
             )
 
 

@@ -153,7 +153,7 @@ def test_interrupted_and_resumed_is_as_if_never_interrupted(run, films, tmp_path
         written.append(name)
         if len(written) in (2, 5, 8):
             # Killed: between two files of a film, with half of another and half of a row on disk.
-            (out / "maps" / ".leftover-1.png").write_bytes(b"half")
+            (out / "maps" / ".leftover-1a2b3c4d.png").write_bytes(b"half")
             if (out / "explained.csv.part").exists():
                 with open(out / "explained.csv.part", "a") as table:
                     table.write("../films/3.png,,")

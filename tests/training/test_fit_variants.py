@@ -29,7 +29,7 @@ def data(phantoms, tmp_path):
 @pytest.fixture
 def fit_only(fit, monkeypatch):
     """`fit` without its report and its SavedModel, which other tests look at."""
-    monkeypatch.setattr("training.report.classifier.write_report", lambda *arguments: None)
+    monkeypatch.setattr("training.report.classifier.write_report", lambda *arguments, **more: None)
     monkeypatch.setattr("serving.export.export", lambda run, to: to)
     return fit
 

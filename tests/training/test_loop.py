@@ -98,7 +98,11 @@ def test_a_whole_training(whole, folder):
     assert history["epoch"].tolist() == [1, 2, 3, 4, 5, 6]
     assert set(history.columns) == {"epoch", "loss", "mae", "val_loss", "val_mae"}
     assert history["val_loss"].iloc[-1] < history["val_loss"].iloc[0]
-    assert sorted(path.name for path in folder.iterdir()) == ["best.weights.h5", "history.csv"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "best.weights.h5",
+        "history.csv",
+        "seconds.json",
+    ]
 
 
 def test_the_best_epoch_is_kept(whole, validation):
