@@ -384,8 +384,8 @@ def check_classes(task, table, grouping=None) -> None:
         count = counts.get(label, 0)
         if count < SMALLEST_CLASS:
             raise ValueError(
-                f"label {label!r} has {count} {kind}{'' if count == 1 else 's'}; to train, validate and test, a "
-                f"class needs at least {SMALLEST_CLASS}: collect more, or join it with another class"
+                f"label {label!r} has {count} {kind}{'' if count == 1 else 's'}; to train, validate and "
+                f"test, a class needs at least {SMALLEST_CLASS}: collect more, or join it with another class"
             )
 
 
