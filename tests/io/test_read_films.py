@@ -201,7 +201,7 @@ def test_no_worker_outlives_its_parent(tmp_path, how):
     children = _all_children(parent.pid)
     assert len(children) == 2
     parent.send_signal(how)
-    parent.wait(timeout=20)
+    parent.wait(timeout=120)
     parent.stdout.close()
     deadline = time.monotonic() + 10
     while any(_running(child) for child in children) and time.monotonic() < deadline:

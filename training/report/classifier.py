@@ -98,6 +98,6 @@ def _sheet(predictions, spec):
         films.append(pixels[::step, ::step])
         certain = probabilities[row].max()
         captions.append(
-            f"{Path(film['path']).name[-24:]}\nis {film['label']}, says {film['predicted']} {certain:.2f}"
+            f"{Path(film['path']).name[-24:]}\nis {film['label']}\nsays {film['predicted']} {certain:.2f}"
         )
     return plots.contact_sheet(films, captions) if films else None
