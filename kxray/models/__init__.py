@@ -9,7 +9,18 @@ import pkgutil
 import zipfile
 from pathlib import Path
 
-__all__ = ["build", "check_backbone", "freeze_backbone", "load", "load_backbone_weights", "names"]
+__all__ = [
+    "backbone_features",
+    "backbone_names",
+    "backbone_stages",
+    "build",
+    "check_backbone",
+    "freeze_backbone",
+    "load",
+    "load_backbone_weights",
+    "names",
+    "weights_digest",
+]
 
 
 def names() -> list[str]:
@@ -40,33 +51,81 @@ def build(name: str, /, **options):
     return builder(**options)
 
 
-def check_backbone(backbone, taps, image_size) -> None:
-    """Raises ValueError unless the backbone is known, has those stages, and takes films of that size."""
+def backbone_names() -> list[str]:
+    """The backbones of `build("transfer", backbone=...)`; `multiscale_densenet` taps some of them."""
     from kxray.models import _backbones
 
-    _backbones.choose_stages(backbone, taps)
-    _backbones.check_image_size(backbone, image_size)
+    return list(_backbones.BACKBONES)
+
+
+def backbone_features(name) -> int:
+    """The length F of a backbone's feature vector. ValueError if it is unknown."""
+    from kxray.models import _backbones
+
+    return _backbones.feature_count(name)
+
+
+def backbone_stages(model) -> list[list[str]]:
+    """The layers of a model's backbone that hold weights, stage by stage, shallow to deep.
+
+    A stage is what works at one spatial resolution: a new one begins where the side of the maps falls below
+    0.7 of the side that the stage began with. Read from the graph, so that it holds for every backbone. Dense
+    layers on vectors (AlexNet) are the last stage; heads are left out.
+
+    Args:
+        model: functional keras.Model on a backbone, such as `build("transfer", ...)`.
+    """
+    from kxray.models import _backbones
+
+    return _backbones.stages(model)
+
+
+def check_backbone(backbone, taps=None, image_size=None) -> None:
+    """Raises ValueError unless the backbone is known, has those stages, and takes films of that size.
+
+    Args:
+        backbone: its name.
+        taps: how many of its last stages, or their names; None: none are tapped.
+        image_size: (height, width) in pixels; None: any.
+    """
+    from kxray.models import _backbones
+
+    _backbones.find(backbone)
+    if taps is not None:
+        _backbones.choose_stages(backbone, taps)
+    if image_size is not None:
+        _backbones.check_image_size(backbone, image_size)
 
 
 def load_backbone_weights(model, backbone, source) -> int:
     """Starts a model's backbone from trained weights; its heads keep theirs.
 
     Args:
-        model: a model on a named backbone, such as `build("multiscale_densenet", backbone=...)`.
+        model: a model on a named backbone, such as `build("transfer", backbone=...)`.
         backbone: its name.
-        source: `"imagenet"` (Keras downloads it), a `.weights.h5` file of `keras.applications` without top, a
-            `.keras` file or a run folder with a model of the same backbone. A first convolution over RGB is
-            summed over its channels, which gives exactly the output of a film repeated in all three.
+        source: `"imagenet"`: the file of keras.applications (of AlexNet: torchvision's) in the folder that
+            the environment variable KXRAY_WEIGHTS names, else Keras downloads it; its checksum is verified.
+            Or a `.weights.h5` or `.h5` file of `keras.applications` without top; for AlexNet a state dict of
+            torchvision's as `.pth`, `.safetensors` or `.npz`. Or a `.keras` file or a run folder with a model
+            of the same backbone. Where the model reads the film as one channel, a first convolution over RGB
+            is summed over its channels, which gives exactly the output of a film repeated in all three.
 
     Returns:
         The number of layers that were set.
 
     Raises:
-        FileNotFoundError, ValueError: no such source, or it does not hold this backbone.
+        FileNotFoundError, ValueError: no such source, a wrong checksum, or it does not hold this backbone.
     """
-    from kxray.models import _backbones
+    from kxray.models import _weights
 
-    return _backbones.load_weights(model, backbone, source)
+    return _weights.load_weights(model, backbone, source)
+
+
+def weights_digest(model) -> str:
+    """SHA-256 of names, shapes and values of a backbone's weights, heads left out; alike in every process."""
+    from kxray.models import _weights
+
+    return _weights.digest(model)
 
 
 def freeze_backbone(model) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 import kxray
 from kxray.layers import LayerRelevance
-from kxray.models import _backbones
+from kxray.models import _backbones, _weights
 
 NAME = "multiscale_densenet"
 
@@ -83,7 +83,7 @@ def test_kernels_summed_over_colours_equal_the_film_repeated_in_all_three():
     for name, layer in _backbones.weighted_layers(path_free).items():
         source = colour.get_layer(name).get_weights()
         layer.set_weights(
-            [_backbones._over_channels(v, w.shape) for v, w in zip(source, layer.weights, strict=True)]
+            [_weights.over_channels(v, w.shape) for v, w in zip(source, layer.weights, strict=True)]
         )
     film = np.random.default_rng(3).random((2, side, side, 1)).astype("float32")
     ours = keras.Model(path_free.input, path_free.get_layer("relu").output)(film)
