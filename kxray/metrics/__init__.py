@@ -5,6 +5,7 @@ from kxray.metrics.calibration import (
     reliability_curve,
 )
 from kxray.metrics.classification import (
+    auroc,
     balanced_accuracy,
     classification_scores,
     confusion,
@@ -13,30 +14,92 @@ from kxray.metrics.classification import (
 )
 from kxray.metrics.localization import (
     area_above_half,
+    box_hits,
     iou_at,
+    map_auroc,
     mass_inside,
+    outside_inside_ratio,
     pointing_game,
+    rank_accuracy,
     region_box,
+    region_boxes,
     soft_jaccard,
 )
-from kxray.metrics.paired import holm, paired_permutation_test
+from kxray.metrics.map_statistics import (
+    completeness_error,
+    complexity,
+    is_complete,
+    sensitivity,
+    sparseness,
+)
+from kxray.metrics.paired import holm, mcnemar_test, paired_permutation_test
+from kxray.metrics.perturbation import (
+    aopc,
+    area_under,
+    deletion,
+    faithfulness_correlation,
+    faithfulness_estimate,
+    insertion,
+    negative_perturbation,
+    perturbation_curve,
+    perturbed_scores,
+    region_perturbation,
+)
+from kxray.metrics.replacement import fraction_order, patch_order, pixel_order
+from kxray.metrics.sanity import map_similarity, random_logit, weight_randomisation
+from kxray.metrics.segmentation import mean_iou, pixel_accuracy, pooled_mean_iou
+from kxray.metrics.slices import slice_scores
+from kxray.metrics.summary import summarise
 
 __all__ = [
+    "aopc",
     "area_above_half",
+    "area_under",
+    "auroc",
     "balanced_accuracy",
+    "box_hits",
     "classification_scores",
+    "completeness_error",
+    "complexity",
     "confusion",
     "decision_thresholds",
+    "deletion",
     "expected_calibration_error",
+    "faithfulness_correlation",
+    "faithfulness_estimate",
     "fit_temperature",
+    "fraction_order",
     "holm",
+    "insertion",
     "iou_at",
+    "is_complete",
+    "map_auroc",
+    "map_similarity",
     "mass_inside",
+    "mcnemar_test",
+    "mean_iou",
+    "negative_perturbation",
+    "outside_inside_ratio",
     "paired_permutation_test",
+    "patch_order",
     "patient_bootstrap",
+    "perturbation_curve",
+    "perturbed_scores",
+    "pixel_accuracy",
+    "pixel_order",
     "pointing_game",
+    "pooled_mean_iou",
+    "random_logit",
+    "rank_accuracy",
     "region_box",
+    "region_boxes",
+    "region_perturbation",
     "reliability_curve",
+    "sensitivity",
+    "slice_scores",
     "soft_jaccard",
+    "sparseness",
+    "summarise",
+    "weight_randomisation",
     "wilson_interval",
 ]

@@ -34,6 +34,38 @@ def balanced_accuracy(labels, predictions, num_labels, weights=None):
     return np.mean(recalls, axis=0)
 
 
+def auroc(labels, probabilities, num_labels, weights=None):
+    """Area under the ROC curve: of the last label for two labels, else the one-against-rest mean.
+
+    Args:
+        labels: int (N,).
+        probabilities: float (N, num_labels); any scores that rise with the belief in a label.
+        num_labels: number of labels.
+        weights: float (N,), or (B, N) for B re-weighted copies of the set at once.
+
+    Returns:
+        float, or float (B,); NaN where a label, or all the others, have no film. Equal scores count half
+        (Mann & Whitney, 1947), as in scikit-learn.
+    """
+    labels, probabilities = np.asarray(labels), np.asarray(probabilities, dtype=float)
+    weights = np.ones(len(labels)) if weights is None else np.asarray(weights, dtype=float)
+    told_apart = [1] if num_labels == 2 else range(num_labels)
+    return np.mean([_area(labels == label, probabilities[:, label], weights) for label in told_apart], axis=0)
+
+
+def _area(positive, scores, weights):
+    order = np.argsort(scores, kind="stable")
+    starts = np.flatnonzero(np.diff(scores[order], prepend=np.nan) != 0)
+    if not len(starts):
+        return np.full(weights.shape[:-1], math.nan)[()]
+    gains, losses = (
+        np.add.reduceat((weights * members)[..., order], starts, axis=-1) for members in (positive, ~positive)
+    )
+    below = np.cumsum(losses, axis=-1) - losses / 2
+    with np.errstate(invalid="ignore"):
+        return (gains * below).sum(-1) / (gains.sum(-1) * losses.sum(-1))
+
+
 def patient_bootstrap(statistic, patients, resamples=1000, level=0.95, seed=0):
     """Percentile interval of a statistic over resampled patients (Efron & Tibshirani, 1993, ch. 13).
 
@@ -96,11 +128,11 @@ def classification_scores(labels, probabilities, patients, label_names, resample
     def balanced(weights):
         return balanced_accuracy(labels, predictions, num_labels, weights)
 
-    def auroc(weights):
-        return np.array([_auroc(labels, probabilities, row) for row in weights])
+    def area(weights):
+        return auroc(labels, probabilities, num_labels, weights)
 
     scores = {"films": len(labels), "patients": len(np.unique(np.asarray(patients)))}
-    for name, statistic in (("accuracy", accuracy), ("balanced_accuracy", balanced), ("auroc", auroc)):
+    for name, statistic in (("accuracy", accuracy), ("balanced_accuracy", balanced), ("auroc", area)):
         low, high = patient_bootstrap(statistic, patients, resamples, seed=seed)
         scores[name] = {"value": float(statistic(np.ones((1, len(labels))))[0]), "low": low, "high": high}
     counts = confusion(labels, predictions, num_labels)
@@ -116,18 +148,3 @@ def classification_scores(labels, probabilities, patients, label_names, resample
         }
     scores["confusion"] = counts.tolist()
     return scores
-
-
-def _auroc(labels, probabilities, weights):
-    kept = weights > 0
-    labels, probabilities, weights = labels[kept], probabilities[kept], weights[kept]
-    num_labels = probabilities.shape[1]
-    if len(np.unique(labels)) < num_labels:
-        return math.nan
-    if num_labels == 2:
-        return metrics.roc_auc_score(labels == 1, probabilities[:, 1], sample_weight=weights)
-    one_against_rest = [
-        metrics.roc_auc_score(labels == index, probabilities[:, index], sample_weight=weights)
-        for index in range(num_labels)
-    ]
-    return float(np.mean(one_against_rest))

@@ -26,6 +26,37 @@ def paired_permutation_test(differences, patients, resamples=10000, seed=0) -> f
     return float((1 + reached.sum()) / (1 + resamples))
 
 
+def mcnemar_test(one_right, other_right) -> tuple[int, int, float]:
+    """Exact two-sided test that two models are right equally often on the same films (McNemar, 1947).
+
+    Under the null hypothesis a film that only one of the two gets right falls to either with probability 1/2,
+    independently of other films: several films of one patient make p too small, and then
+    `paired_permutation_test` is the one to go by.
+
+    Args:
+        one_right, other_right: bool (N,), film by film.
+
+    Returns:
+        (films that only the one has right, films that only the other has right, p); p is 1 where they never
+        differ.
+
+    Raises:
+        ValueError: two sets of films.
+    """
+    one_right, other_right = np.asarray(one_right, bool), np.asarray(other_right, bool)
+    if one_right.shape != other_right.shape or one_right.ndim != 1:
+        raise ValueError(
+            f"expected one value a film of the same films, got {one_right.shape} and {other_right.shape}"
+        )
+    only_one = int((one_right & ~other_right).sum())
+    only_other = int((~one_right & other_right).sum())
+    if only_one + only_other == 0:
+        return 0, 0, 1.0
+    from scipy.stats import binomtest
+
+    return only_one, only_other, float(binomtest(only_one, only_one + only_other).pvalue)
+
+
 def holm(p_values) -> np.ndarray:
     """P-values adjusted for as many tests as are given (Holm, 1979): float, same order, at most 1."""
     p_values = np.asarray(p_values, dtype=float)

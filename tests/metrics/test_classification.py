@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from sklearn import metrics as sklearn_metrics
 
 from kxray.metrics import (
+    auroc,
     balanced_accuracy,
     classification_scores,
     confusion,
@@ -144,3 +145,28 @@ def test_wilson_of_the_published_examples(successes, trials, low, high):
 
 def test_wilson_without_trials():
     assert all(map(math.isnan, wilson_interval(0, 0)))
+
+
+@pytest.mark.parametrize("num_labels", [2, 3])
+def test_areas_of_reweighted_films_are_scikit_learns(num_labels):
+    labels, probabilities = simulated(80, num_labels)
+    weights = np.random.default_rng(1).multinomial(80, np.full(80, 1 / 80), size=5)
+    ours = auroc(labels, probabilities, num_labels, weights)
+    told_apart = [1] if num_labels == 2 else range(num_labels)
+    for value, row in zip(ours, weights, strict=True):
+        theirs = [
+            sklearn_metrics.roc_auc_score(labels == label, probabilities[:, label], sample_weight=row)
+            for label in told_apart
+        ]
+        assert value == pytest.approx(np.mean(theirs))
+    if num_labels > 2:
+        macro = sklearn_metrics.roc_auc_score(labels, probabilities, multi_class="ovr", average="macro")
+        assert auroc(labels, probabilities, num_labels) == pytest.approx(macro)
+
+
+def test_area_by_hand():
+    # Of the four pairs one is tied and one the wrong way round.
+    scores = np.array([[0.9, 0.1], [0.4, 0.6], [0.4, 0.6], [0.5, 0.5]])
+    assert auroc([0, 0, 1, 1], scores, 2) == pytest.approx((1 + 0.5 + 1 + 0) / 4)
+    assert math.isnan(auroc([1, 1, 1, 1], scores, 2))
+    assert math.isnan(auroc([0, 0, 1, 1], scores, 2, [[1, 1, 0, 0]])[0])
