@@ -3,12 +3,13 @@
 import dataclasses
 import json
 import math
+import shlex
 from pathlib import Path
 
 from rich.console import Console
 
 from training import films as film_tables
-from training import options, runs, shell
+from training import options, runs, scoring, shell
 from training.films import DEFAULT_PHANTOMS
 from training.job import ClassifierJob
 from training.options import option
@@ -115,20 +116,32 @@ def fit_classifier(recipe, given, task_of) -> Path:
 
 
 def _tell(console, folder, scores):
-    def interval(score):
-        value, low, high = (
-            math.nan if score[key] is None else score[key] for key in ("value", "low", "high")
-        )
-        return f"{value:.3f} [{low:.3f}, {high:.3f}]"
-
-    baseline = scores["baseline"]["balanced_accuracy"]
     console.print(
-        f"balanced accuracy {interval(scores['balanced_accuracy'])}, {scores['conditions']}\n"
-        f"no-anatomy baseline (grey histogram, border, sharpness) {interval(baseline)} on the same films\n"
+        f"balanced accuracy {_interval(scores['balanced_accuracy'], 3)}, {scores['conditions']}\n"
+        f"{_without_anatomy(folder, scores)}\n"
         f"SavedModel {scores['saved_model']}\n"
         f"report {(folder / 'report.html').resolve()}",
         soft_wrap=True,
     )
+
+
+def _without_anatomy(folder, scores):
+    """One line: how far grey levels alone get on the same films, and what to do where that is as far."""
+    told = f"with borders and sharpness {_interval(scores['baseline']['balanced_accuracy'])}"
+    if "histogram_baseline" in scores:
+        histogram = scores["histogram_baseline"]["balanced_accuracy"]
+        told = f"grey histogram alone {_interval(histogram)}, {told}"
+    told = f"no anatomy: {told}; this model {_interval(scores['balanced_accuracy'])}"
+    if scoring.reaching(scores) is None:
+        return told
+    films = runs.read_config(folder)["options"].get("data") or folder / "phantoms"
+    command = shlex.join(["python", "-m", "training.audit", "--data", str(films), "--run", str(folder)])
+    return f"{told} -> shortcut likely? run {command}"
+
+
+def _interval(score, digits=2):
+    ends = (math.nan if score[key] is None else score[key] for key in ("value", "low", "high"))
+    return "{} [{}, {}]".format(*(f"{end:.{digits}f}" for end in ends))
 
 
 def _dry_run(recipe, task, console):
@@ -143,6 +156,7 @@ def _dry_run(recipe, task, console):
     if recipe.data is None:
         count = DEFAULT_PHANTOMS if recipe.phantoms is None else recipe.phantoms
         console.print(f"would generate {count} {task.phantom_kind} phantoms")
+        _tell_of_model(dataclasses.replace(task, labels=task.labels or ("a", "b")), console)
         return None
     table, skipped, notes = film_tables.read_labelled(recipe.data, task, recipe.skip_bad)
     task = task.for_films(table)
@@ -157,4 +171,11 @@ def _dry_run(recipe, task, console):
         console.print(note)
     split = film_tables.split_films(recipe, task, table, None)
     console.print_json(json.dumps(split.facts()))
+    _tell_of_model(task, console)
     return None
+
+
+def _tell_of_model(task, console):
+    if task.told is not None:
+        shell.load_tensorflow()
+        console.print(task.told(task.spec), soft_wrap=True)

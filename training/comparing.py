@@ -1,7 +1,6 @@
 """A comparison, from its films to its table: every network on the same splits, one training after another."""
 
 import dataclasses
-import hashlib
 import json
 import re
 import shutil
@@ -11,7 +10,7 @@ import numpy as np
 import pandas as pd
 from rich.console import Console
 
-from training import baselines, comparison_scores, options, runs, scoring, shell
+from training import compared_films, comparison_scores, options, runs, scoring, shell
 from training import films as film_tables
 from training.fitting import Fitting
 from training.recipes import multiscale_cam
@@ -62,7 +61,7 @@ def _check(recipe, given):
     if recipe.split is None and recipe.folds < 2:
         raise ValueError(f"give --folds 2 or more, or --split such as 7:1:2; got --folds {recipe.folds}")
     if recipe.split is not None:
-        _shares(recipe.split)
+        compared_films.shares(recipe.split)
         if given.get("folds"):
             raise ValueError("--split and --folds exclude each other: give one of them")
     if recipe.data is not None and recipe.phantoms:
@@ -80,16 +79,6 @@ def _dry_run(recipe, rows, console):
         table = data.read_source(recipe.data, check=not recipe.skip_bad)
         console.print(f"{len(table)} films")
     return None
-
-
-def _shares(text):
-    try:
-        parts = [float(part) for part in text.split(":")]
-    except ValueError:
-        parts = []
-    if len(parts) != 3 or min(parts) <= 0:
-        raise ValueError(f"--split takes three parts, training, validation and test, as 7:1:2; got {text!r}")
-    return [part / sum(parts) for part in parts]
 
 
 def _trainings(recipe):
@@ -113,8 +102,7 @@ class Comparison:
         films: RunFilms with the finest labels; all that follows goes by its positions.
         grouping: which films are kept together.
         coarse_of: size class -> coarse label.
-        splits: seed -> a list of (bool members of training and validation, positions of test films, positions
-            of validation films or None), one a fold.
+        splits: seed -> its `training.compared_films.Fold`s.
     """
 
     def __init__(self, recipe, folder, progress, rows_of):
@@ -142,7 +130,10 @@ class Comparison:
         tested = self.films.tested
         self.grouping = data.film_groups(tested, thumbnails=self.films.thumbnails[tested.index])
         self.coarse_of = self.coarse_labels(tested)
-        self.splits = {seed: self.split(question, seed) for seed in range(recipe.seeds)}
+        self.splits = {
+            seed: compared_films.folds_of(recipe, question.task, question.films, self.grouping, seed)
+            for seed in range(recipe.seeds)
+        }
         config = self.describe(tested, devices, policy)
         comparison_scores.check_masks(self.films)
         baseline_cells = self.baseline_cells(question)
@@ -162,27 +153,19 @@ class Comparison:
 
     def describe(self, tested, devices, policy) -> dict:
         """Writes config.json; a resumed comparison must find the films and labels it was started on."""
-        from kxray import data
-
-        labels = {
-            path: labels for path, *labels in tested[["path", self.coarse, self.fine or self.coarse]].values
-        }
-        films = data.fingerprint(self.films.table.drop(columns="training_only"))
-        fingerprint = hashlib.sha256(repr((films, labels)).encode()).hexdigest()
-        config = runs.read_config(self.folder)
-        if config.get("data_fingerprint", fingerprint) != fingerprint:
-            raise ValueError(
-                "the films or their labels are not those this comparison was started on; restore them, or "
-                "start a new one"
-            )
+        config = compared_films.check_unchanged(
+            self.folder, self.films, (self.coarse, self.fine or self.coarse)
+        )
         config |= {
             "versions": runs.versions(),
-            "data_fingerprint": fingerprint,
             "films": tested[self.fine or self.coarse].value_counts().to_dict(),
             "grouped_by": self.grouping.kind,
             "replicas": devices[1],
             "dtype_policy": policy,
-            "notes": [*self.films.notes, *runs.starting_notes(self.recipe, films)],
+            "notes": [
+                *self.films.notes,
+                *runs.starting_notes(self.recipe, config["films_fingerprint"]),
+            ],
         }
         runs.write_json(self.folder / "config.json", config)
         return config
@@ -263,24 +246,6 @@ class Comparison:
             )
         return coarse_of
 
-    def split(self, question, seed):
-        """The folds of one seed; see the class."""
-        from kxray import data
-
-        tested = question.films.tested
-        film_tables.check_classes(question.task, tested, self.grouping)
-        rows = tested.index.to_numpy()
-        if self.recipe.split is None:
-            parts = data.patient_folds(
-                tested, question.task.label_column, self.recipe.folds, seed, grouping=self.grouping
-            ).parts
-            return [(parts != fold, rows[parts == fold], None) for fold in range(self.recipe.folds)]
-        _, val, test = _shares(self.recipe.split)
-        parts = data.patient_split(
-            tested, question.task.label_column, val=val, test=test, seed=seed, grouping=self.grouping
-        ).parts
-        return [(parts != "test", rows[parts == "test"], rows[parts == "val"])]
-
     # Trainings
 
     def row_cells(self, row, devices):
@@ -306,22 +271,16 @@ class Comparison:
 
     def train(self, row, fitting, seed, fold, folder):
         """One training, in a folder: the predictions of its validation and test films."""
-        members, test, validation = self.splits[seed][fold]
-        films, task = fitting.films, fitting.task
-        if validation is None:
-            train, validation = film_tables.validation_split(
-                task, films, members, self.grouping, 100 * seed + fold
-            )
-        else:
-            train = np.setdiff1d(films.tested.index.to_numpy()[members], validation)
+        films, task, part = fitting.films, fitting.task, self.splits[seed][fold]
+        train, validation = compared_films.training_rows(part, task, films, self.grouping, 100 * seed + fold)
         name = f"{row.name} seed {seed} fold {fold + 1}"
         model, history = fitting.train(
             folder.relative_to(self.folder), name, train, validation, 100 * seed + fold
         )
-        rows = np.concatenate([validation, test])
+        rows = np.concatenate([validation, part.test])
         groups = pd.Series(self.grouping.groups, index=films.tested.index)
-        logits = scoring.logits_of(model, films.inputs, rows)
-        flipped = scoring.logits_of(model, films.inputs, rows, row.recipe.flips)
+        logits = fitting.logits_of(rows)
+        flipped = fitting.logits_of(rows, row.recipe.flips)
         table = scoring.prediction_table(
             films.table,
             rows,
@@ -356,51 +315,27 @@ class Comparison:
 
     # Baselines
 
-    def texture(self, films):
-        """Texture features of every film of the table, read once."""
-        from kxray.io import FilmError, read_films
-
-        kept = self.folder / "work" / "texture.npy"
-        if not kept.exists():
-            paths = list(films.table["path"])
-            bar = self.progress.add_task("texture features", total=len(paths), facts="")
-            rows = [None] * len(paths)
-            for done, (index, result) in enumerate(
-                read_films(paths, transform=_texture, workers=self.recipe.workers), start=1
-            ):
-                if isinstance(result, FilmError):
-                    raise result
-                rows[index] = result
-                self.progress.update(bar, completed=done)
-            with runs.replacing(kept) as temporary, open(temporary, "wb") as file:
-                np.save(file, np.stack(rows))
-        return np.load(kept)
-
     def baseline_cells(self, question):
         """Test predictions of the classical and the no-anatomy baseline, on the same splits."""
-        from kxray.data import no_anatomy_baseline
-
-        tested = question.films.tested
-        positions = tested.index.to_numpy()
-        order = {position: number for number, position in enumerate(question.films.table.index)}
-        texture = self.texture(question.films)[[order[position] for position in positions]]
-        anatomy_free = question.films.features[positions]
+        films, tested = question.films, question.films.tested
+        kept = self.folder / "work" / "texture.npy"
+        features = {
+            "texture": compared_films.texture_of(films, kept, self.recipe.workers, self.progress),
+            "no-anatomy": films.features[tested.index],
+        }
         coarse_names = sorted(set(self.coarse_of.values()))
         coarse = np.array([coarse_names.index(name) for name in tested[self.coarse]])
         questions = {"coarse": (coarse, coarse_names)}
         if self.fine is not None:
-            questions["fine"] = (question.films.labels[positions], list(question.task.labels))
+            questions["fine"] = (films.labels[tested.index], list(question.task.labels))
         tables = []
         for seed, folds in self.splits.items():
-            fold_of = np.full(len(positions), -1)
-            for fold, (_, test, _) in enumerate(folds):
-                fold_of[np.isin(positions, test)] = fold
-            scored = fold_of >= 0
             for name, (labels, names) in questions.items():
-                svm = baselines.texture_scores(texture, labels, fold_of, self.grouping.groups, seed)
-                outputs = {"texture": svm}
-                if name == "coarse":
-                    outputs["no-anatomy"] = no_anatomy_baseline(anatomy_free, labels, fold_of, seed=seed)
+                asked = features if name == "coarse" else {"texture": features["texture"]}
+                fold_of, outputs = compared_films.baseline_outputs(
+                    asked, labels, folds, films, self.grouping.groups, seed
+                )
+                scored = fold_of >= 0
                 for baseline, output in outputs.items():
                     chosen = [names[index] for index in output[scored].argmax(axis=1)]
                     tables.append(
@@ -419,7 +354,3 @@ class Comparison:
                         )
                     )
         return pd.concat(tables, ignore_index=True)
-
-
-def _texture(film):
-    return baselines.texture_features(film.pixels)

@@ -29,11 +29,16 @@ class ClassifierTask:
         phantom_kind: "thorax" or "fillet", what is generated without --data.
         image_size: (height, width) of the network's input.
         build: function (spec) -> keras.Model with its starting weights.
-        optimizer: function (steps an epoch) -> keras optimizer.
+        optimizer: function (steps an epoch, the model to be trained) -> keras optimizer.
         augment: function () -> the augmenting layers, in order.
         labels: the classes, in the order of the spec; none for those that the source has.
         min_side: smallest side of a film in pixels.
         test_time_flips: over which views test films are also scored: "none", "horizontal" or "dihedral".
+        frozen_features: whether all that is trained comes after the model's layer "features", (N, F), so
+            that features need to be computed only once.
+        views: augmented views of each film that are kept then; 0 trains on the films as they are.
+        standardize: whether features are brought to mean 0 and deviation 1 then, by the training films.
+        told: function (spec) -> what `--dry-run` says of the model.
     """
 
     name: str
@@ -48,6 +53,10 @@ class ClassifierTask:
     labels: tuple[str, ...] = ()
     min_side: int = MIN_SIDE
     test_time_flips: str = "none"
+    frozen_features: bool = False
+    views: int = 0
+    standardize: bool = False
+    told: Callable | None = None
 
     def for_films(self, table) -> "ClassifierTask":
         """This task with the labels that a table of films has, where the recipe fixes none."""

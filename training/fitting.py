@@ -13,7 +13,9 @@ class Fitting:
     """What the trainings of a run share.
 
     Building and tracing a deep network takes longer than an epoch on a few hundred films, so the compiled
-    model is kept, and the next training starts it from fresh weights.
+    model is kept, and the next training starts it from fresh weights. Where a task has `frozen_features`,
+    what the frozen backbone makes of the films is computed once (`kxray.data.features`), and trainings only
+    take the head through its epochs.
 
     Args:
         recipe: its batch size, epochs and the like.
@@ -22,6 +24,7 @@ class Fitting:
         folder: of the run; every training has a folder of its own below it.
         progress: rich progress with a `facts` field.
         devices: (context manager to build a model in, number of replicas).
+        features_folder: where features are kept; `work/features` of the run's folder by default.
     """
 
     recipe: object
@@ -30,9 +33,21 @@ class Fitting:
     folder: Path
     progress: object
     devices: tuple
+    features_folder: Path | None = None
 
     def __post_init__(self):
         self._steps = self._model = self._optimizer_start = None
+        self._frozen = None
+
+    @property
+    def feature_seconds(self) -> float:
+        """Time spent on computing features; 0.0 where they were found, or none are used."""
+        return self._frozen.seconds if self._frozen else 0.0
+
+    @property
+    def feature_bytes(self) -> int:
+        """Size of the features on disk."""
+        return self._frozen.bytes if self._frozen else 0
 
     def train(self, folder, name, train_rows, validation_rows, seed):
         """Trains on some films and keeps the weights of the lowest validation loss on others.
@@ -44,29 +59,39 @@ class Fitting:
             seed: of the weights, and of the order and augmentation of films.
 
         Returns:
-            (model, history); the model is trained anew by the next call.
+            (model, history); the model, from films to probabilities, is trained anew by the next call.
         """
         from kxray.data import pipeline
         from training import loop
+        from training.frozen import start_head
 
+        if self.task.frozen_features and self._frozen is None:
+            self._frozen = self._frozen_backbone()
+            self._frozen.load()
+            for note in self._frozen.notes:
+                self.progress.console.print(note, soft_wrap=True)
+        frozen = self._frozen
+        training_inputs, validation_inputs, augment = (
+            frozen.inputs() if frozen else (self.films.inputs, self.films.inputs, self.task.augment())
+        )
         recipe, replicas = self.recipe, self.devices[1]
         steps = pipeline.steps_per_epoch(train_rows, recipe.batch_size)
 
         def batches(first_epoch):
             return pipeline.training_batches(
-                self.films.inputs,
+                training_inputs,
                 self._targets(),
                 self._balanced(train_rows),
                 train_rows,
                 batch_size=recipe.batch_size,
                 seed=seed,
-                augment=self.task.augment(),
+                augment=augment,
                 first_epoch=first_epoch,
                 replicas=replicas,
             )
 
         validation = pipeline.evaluation_batches(
-            self.films.inputs,
+            validation_inputs,
             self._targets(),
             self._balanced(validation_rows),
             validation_rows,
@@ -82,7 +107,13 @@ class Fitting:
             # What Keras's initialisers draw their seeds from. TensorFlow's own seed would do no more, and
             # setting it drops every kernel: a deep network would be prepared anew for each training.
             random.seed(seed)
-            return self._compiled(steps)
+            if frozen:
+                frozen.start(seed, train_rows)
+                return self._compiled(frozen.trained, steps)
+            with self.devices[0]():
+                model = self.task.build(self.task.spec)
+                start_head(model, seed)
+            return self._compiled(model, steps)
 
         began = time.monotonic()
         model, history = loop.train(
@@ -101,24 +132,54 @@ class Fitting:
         self.progress.update(bar, completed=recipe.epochs, facts=facts)
         if self.progress.disable:
             self.progress.console.print(f"{name}: {facts}, {time.monotonic() - began:.0f} s", soft_wrap=True)
-        return model, history
+        return (frozen.finish() if frozen else model), history
 
-    def _compiled(self, steps):
+    def logits_of(self, rows, flips="none") -> np.ndarray:
+        """The pre-activation logits float32 (len(rows), units) of the last trained model.
+
+        Args:
+            rows: positions of films.
+            flips: see `training.scoring.logits_of`. Features of mirrored films are kept as well.
+        """
+        from training import scoring
+
+        if self._frozen is None:
+            return scoring.logits_of(self._model, self.films.inputs, rows, flips)
+        return self._frozen.logits_of(rows, flips)
+
+    def _frozen_backbone(self):
+        from training.frozen import FrozenBackbone
+
+        recipe, bars = self.recipe, {}
+        folder = self.features_folder or self.folder / "work" / "features"
+
+        def on_film(name, done):
+            if name not in bars:
+                bars[name] = self.progress.add_task(name, total=len(self.films.inputs), facts="")
+            self.progress.update(bars[name], completed=done)
+
+        # Of the run, not of a training: a resumed run must find the backbone that its features are of.
+        random.seed(recipe.seed)
+        with self.devices[0]():
+            model = self.task.build(self.task.spec)
+            return FrozenBackbone(self.task, model, self.films.inputs, folder, recipe.seed, on_film)
+
+    def _compiled(self, model, steps):
         from training import loop
 
         scope, replicas = self.devices
         with scope():
-            model = self.task.build(self.task.spec)
             if self._steps == steps:
                 # The rate's schedule, the loss and the traced step are those of the last training.
-                self._model.set_weights(model.get_weights())
+                if model is not self._model:
+                    self._model.set_weights(model.get_weights())
                 for variable, start in zip(
                     self._model.optimizer.variables, self._optimizer_start, strict=True
                 ):
                     variable.assign(start)
                 return self._model
             model.compile(
-                self.task.optimizer(steps),
+                self.task.optimizer(steps, model),
                 "binary_crossentropy" if self.task.kind == "binary" else "categorical_crossentropy",
                 metrics=["accuracy"],
                 # Keras's loop over several steps does not run under MirroredStrategy.

@@ -87,7 +87,7 @@ class ClassifierJob:
         """One model: trained, validated and tested on patients of its own part each."""
         rows = {part: self.films.tested.index[self.split.parts == part].to_numpy() for part in _PARTS}
         model, history = self.train("model", rows["train"], rows["val"], self.recipe.seed)
-        return self.predictions(model, rows["val"], rows["test"], fold=0), model, history
+        return self.predictions(rows["val"], rows["test"], fold=0), model, history
 
     def folds(self):
         """K models that are each tested on one fold, then the model to keep, trained and validated on all."""
@@ -98,9 +98,9 @@ class ClassifierJob:
             name = f"fold {fold + 1} of {self.recipe.folds}"
             kept = self.folder / "work" / f"fold-{fold}.csv"
             if not kept.exists():
-                model, _ = self.train(name, train, validation, self.recipe.seed + fold)
+                self.train(name, train, validation, self.recipe.seed + fold)
                 test = tested[self.split.parts == fold]
-                runs.write_table(kept, self.predictions(model, validation, test, fold))
+                runs.write_table(kept, self.predictions(validation, test, fold))
             tables.append(runs.read_table(kept))
         train, validation = self.validation_split(np.ones(len(tested), bool), self.recipe.seed)
         model, history = self.train("final model", train, validation, self.recipe.seed)
@@ -118,20 +118,20 @@ class ClassifierJob:
             Path("work") / folder, name, np.concatenate([train_rows, self.films.extra]), validation_rows, seed
         )
 
-    def predictions(self, model, validation_rows, test_rows, fold):
-        """Predictions of a model's validation and test films, calibrated on its validation films."""
+    def predictions(self, validation_rows, test_rows, fold):
+        """Predictions of the last model's validation and test films, calibrated on its validation films."""
         from kxray.metrics import fit_temperature
 
         films = self.films
-        logits = scoring.logits_of(model, films.inputs, validation_rows)
+        logits = self.fitting.logits_of(validation_rows)
         temperature = fit_temperature(logits, films.labels[validation_rows])
         groups = pd.Series(self.split.grouping.groups, index=films.tested.index)
         parts = []
         for part, rows in (("val", validation_rows), ("test", test_rows)):
-            logits = scoring.logits_of(model, films.inputs, rows)
+            logits = self.fitting.logits_of(rows)
             facts = {"fold": fold, "part": part, "group": groups[rows].to_numpy()}
             if self.task.test_time_flips != "none":
-                flipped = scoring.logits_of(model, films.inputs, rows, self.task.test_time_flips)
+                flipped = self.fitting.logits_of(rows, self.task.test_time_flips)
                 chosen = scoring.probabilities_of(flipped, temperature).argmax(axis=1)
                 facts["predicted_with_flips"] = [self.spec.labels[index] for index in chosen]
             parts.append(
@@ -152,7 +152,10 @@ class ClassifierJob:
         return note.read_text(encoding="utf-8")
 
     def finish(self, predictions, model, history, seconds):
+        import keras
+
         from kxray import metrics
+        from kxray.data.audit import FEATURE_GROUPS
         from serving.export import export
         from training.report.classifier import write_report
         from training.report.explained import explain_films
@@ -168,6 +171,9 @@ class ClassifierJob:
         )
         scores = scoring.scores_of(test, self.spec, self.recipe.seed, self.split.grouping.kind)
         scores["baseline"] = scoring.baseline_scores(test, self.films, self.spec, self.recipe.seed)
+        scores["histogram_baseline"] = scoring.baseline_scores(
+            test, self.films, self.spec, self.recipe.seed, FEATURE_GROUPS["histogram"]
+        )
         if self.task.test_time_flips != "none":
             scores["with_test_time_flips"] = scoring.accuracy_with_flips(test)
         scores["minutes"] = round(seconds / 60, 2)
@@ -198,7 +204,8 @@ class ClassifierJob:
         runs.write_table(folder / "history.csv", history)
         write_whole(folder / "spec.json", spec.to_json())
         with replacing(folder / "model.keras") as temporary:
-            model.save(temporary)
+            # Without its optimizer, which is twice as large, and which nobody loads outside of training.
+            keras.Model(model.input, model.output, name=model.name).save(temporary)
         explained = explain_films(model, spec, self.films.inputs, test, seen=bool(self.recipe.folds))
         write_report(folder, spec, self.config, scores, predictions, history, explained=explained)
         scores["saved_model"] = self.exported_once(export)

@@ -57,11 +57,11 @@ def discard(folder) -> None:
 
 def with_absolute_places(recipe, given) -> tuple:
     """The recipe and the given options with absolute paths: a run can be resumed from another folder."""
-    # A word that is no path, such as `--init imagenet`, stays as it is.
+    # A word that is no path, such as `--init imagenet` or `--weights none`, stays as it is.
     places = {
         name: str(Path(given[name]).resolve())
-        for name in ("data", "corrections", "export", "init")
-        if given.get(name) and given[name] != "imagenet"
+        for name in ("data", "corrections", "export", "init", "weights")
+        if given.get(name) and given[name] not in ("imagenet", "none")
     }
     return dataclasses.replace(recipe, **places), {**given, **places}
 
@@ -88,7 +88,7 @@ def resumed(recipe, given) -> tuple:
 
 def starting_notes(recipe, fingerprint) -> list[str]:
     """What a reader of the scores must know of a run's starting weights."""
-    start = getattr(recipe, "init", None)
+    start = getattr(recipe, "init", None) or getattr(recipe, "weights", None)
     spec = Path(start or "", "spec.json")
     if start is None or not spec.is_file():
         return []

@@ -12,13 +12,17 @@ def traced_logits(model, spec):
 
     It is kept with the model: tracing a deep network takes longer than running it on a few hundred films.
     """
+    return _traced(model, (*spec.image_size, 1))
+
+
+def _traced(model, shape):
     import tensorflow as tf
 
     from kxray.explain.graph import with_logits
 
     if "_kxray_logits" not in model.__dict__:
         run = with_logits(model)
-        signature = [tf.TensorSpec([None, *spec.image_size, 1], tf.float32)]
+        signature = [tf.TensorSpec([None, *shape], tf.float32)]
         model.__dict__["_kxray_logits"] = tf.function(
             lambda pixels: run(pixels)[0], input_signature=signature
         )
@@ -33,7 +37,7 @@ def logits_of(model, inputs, rows, flips="none") -> np.ndarray:
     """
     from kxray.layers import dihedral_views
 
-    forward = traced_logits(model, inputs.spec)
+    forward = _traced(model, inputs.shape)
     batches = []
     for batch in inputs.batches(rows, BATCH):
         views = [batch] if flips == "none" else dihedral_views(batch, flips == "horizontal")
@@ -128,8 +132,11 @@ def accuracy_with_flips(predictions) -> dict:
     return {"value": float(right.mean()), "low": low, "high": high}
 
 
-def baseline_scores(predictions, films, spec, seed) -> dict:
-    """The no-anatomy baseline on the very films and folds of a prediction table."""
+def baseline_scores(predictions, films, spec, seed, columns=slice(None)) -> dict:
+    """The no-anatomy baseline on the very films and folds of a prediction table.
+
+    `columns` are the features that it sees, such as one of `kxray.data.audit.FEATURE_GROUPS`; all by default.
+    """
     from kxray import metrics
     from kxray.data import no_anatomy_baseline
 
@@ -137,9 +144,26 @@ def baseline_scores(predictions, films, spec, seed) -> dict:
     fold_of = pd.Series(-1, index=known)
     fold_of[predictions["position"]] = predictions["fold"].to_numpy()
     probabilities = no_anatomy_baseline(
-        films.features[known], films.labels[known], fold_of.to_numpy(), seed=seed
+        films.features[known][:, columns], films.labels[known], fold_of.to_numpy(), seed=seed
     )
     tested = pd.Series(np.arange(len(known)), index=known)[predictions["position"]].to_numpy()
     labels, _, _ = columns_of(predictions, spec)
     groups = predictions["group"]
     return metrics.classification_scores(labels, probabilities[tested], groups, spec.labels, seed=seed)
+
+
+def reaching(scores) -> dict | None:
+    """The baseline without anatomy that may be as good as the model: better than chance, and in its interval.
+
+    Args:
+        scores: what metrics.json holds; runs of older versions have no histogram_baseline.
+
+    Returns:
+        The balanced accuracy of the better such baseline, or None where the model is clear of them.
+    """
+    model = scores["balanced_accuracy"]
+    found = [scores[key]["balanced_accuracy"] for key in ("histogram_baseline", "baseline") if key in scores]
+    # Undefined numbers are NaN in memory and null on disk; they reach nothing.
+    known = [one for one in found if None not in (one["low"], one["high"], model["low"])]
+    near = [one for one in known if one["high"] >= model["low"] and one["low"] > 1 / len(scores["recall"])]
+    return max(near, key=lambda one: one["value"], default=None)

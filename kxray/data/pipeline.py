@@ -75,14 +75,18 @@ class NetworkInputs:
     def __len__(self):
         return len(self.paths)
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one film."""
+        return (*self.spec.image_size, 1)
+
     def batches(self, indices, batch_size) -> Iterator[np.ndarray]:
         """Yields float32 (up to batch_size, h, w, 1) in the order of `indices`. Raises FilmError."""
         indices = np.asarray(indices)
         if self.pixels is None:
             yield from self._decoded_batches(indices, batch_size)
         else:
-            for start in range(0, len(indices), batch_size):
-                yield np.asarray(self.pixels[indices[start : start + batch_size]])
+            yield from ArrayInputs(self.pixels).batches(indices, batch_size)
 
     def _decoded_batches(self, indices, batch_size):
         batch = []
@@ -95,6 +99,31 @@ class NetworkInputs:
                 batch = []
         if batch:
             yield np.stack(batch)
+
+
+@dataclass(frozen=True)
+class ArrayInputs:
+    """Films as anything else that was computed of them, such as features; it is batched as films are.
+
+    Args:
+        pixels: float32 (N, ...), in memory or memory-mapped.
+    """
+
+    pixels: np.ndarray
+
+    def __len__(self):
+        return len(self.pixels)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one film."""
+        return self.pixels.shape[1:]
+
+    def batches(self, indices, batch_size) -> Iterator[np.ndarray]:
+        """Yields float32 (up to batch_size, ...) in the order of `indices`."""
+        indices = np.asarray(indices)
+        for start in range(0, len(indices), batch_size):
+            yield np.asarray(self.pixels[indices[start : start + batch_size]])
 
 
 def load_inputs(
@@ -136,7 +165,7 @@ def load_inputs(
             errors = {int(index): error for index, error in errors.items()}
             return NetworkInputs(paths, spec, np.load(kept, mmap_mode="r"), errors, stream)
         kept.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(kept)
+        remove_leftovers(kept)
         unfinished = kept.with_name(f".{kept.stem}.{os.getpid()}.npy")
         pixels = np.lib.format.open_memmap(unfinished, mode="w+", dtype=np.float32, shape=shape)
     else:
@@ -184,7 +213,7 @@ def _available_memory() -> int | None:
         return None
 
 
-def _remove_leftovers(kept):
+def remove_leftovers(kept):
     """Removes what processes that were killed while they wrote this cache have left."""
     for leftover in kept.parent.glob(f".{kept.stem}.*.npy"):
         process = leftover.name.split(".")[-2]
@@ -206,7 +235,7 @@ def _cache_key(paths, spec):
 
 
 def training_batches(
-    inputs: NetworkInputs,
+    inputs: NetworkInputs | ArrayInputs,
     labels,
     weights,
     indices,
@@ -235,7 +264,8 @@ def training_batches(
             films of weight 0, and its other weights are raised so that its mean loss stays what it was.
 
     Returns:
-        tf.data.Dataset of (float32 (B, h, w, 1), (B, units), (B,)), `steps_per_epoch` batches an epoch.
+        tf.data.Dataset of (float32 (B, h, w, 1) or what else `inputs` holds, (B, units), (B,)),
+        `steps_per_epoch` batches an epoch.
     """
     import tensorflow as tf
 
@@ -268,7 +298,9 @@ def training_batches(
     return _with_options(dataset.prefetch(4))
 
 
-def evaluation_batches(inputs: NetworkInputs, labels, weights, indices, *, batch_size=128, replicas=1):
+def evaluation_batches(
+    inputs: NetworkInputs | ArrayInputs, labels, weights, indices, *, batch_size=128, replicas=1
+):
     """A finite dataset of (pixels, labels, weights) in the order of `indices`, without augmentation.
 
     `replicas` is that of `training_batches`.
@@ -313,7 +345,7 @@ def _fetcher(inputs, batch_size):
     """Returns a function from a dataset of index batches to one of (indices, pixels)."""
     import tensorflow as tf
 
-    shape = (None, *inputs.spec.image_size, 1)
+    shape = (None, *inputs.shape)
     if isinstance(inputs.pixels, np.memmap):
 
         def gather(chosen):

@@ -133,7 +133,7 @@ def task_of(recipe) -> ClassifierTask:
             models.freeze_backbone(model)
         return model
 
-    def optimizer(steps):
+    def optimizer(steps, model):
         import keras
 
         rate, run = recipe.learning_rate, recipe.epochs * steps

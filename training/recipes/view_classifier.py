@@ -41,7 +41,7 @@ class Recipe(ClassifierOptions):
 
 
 def task_of(recipe) -> ClassifierTask:
-    def optimizer(steps):
+    def optimizer(steps, model):
         import keras
 
         rate = recipe.learning_rate

@@ -67,12 +67,14 @@ def _share(value):
 
 
 def _verdict(scores):
-    model, baseline = scores["balanced_accuracy"], scores["baseline"]["balanced_accuracy"]
-    if baseline["high"] >= model["low"]:
+    model, near = scores["balanced_accuracy"], scoring.reaching(scores)
+    if near is not None:
         return (
-            f"shortcut likely: a classifier that sees no anatomy reaches {baseline['value']:.3f} of the "
-            f"model's {model['value']:.3f} balanced accuracy on the same films"
+            f"shortcut likely: a classifier that sees no anatomy reaches {near['value']:.3f} of the "
+            f"model's {model['value']:.3f} balanced accuracy on the same films; python -m training.audit "
+            "--run looks into it"
         )
+    baseline = scores["baseline"]["balanced_accuracy"]
     return (
         f"a classifier that sees no anatomy reaches {baseline['value']:.3f}, the model {model['value']:.3f} "
         "balanced accuracy on the same films: grey levels, border and sharpness do not explain the score"

@@ -1,0 +1,233 @@
+"""Transfer from ImageNet on few films: a frozen backbone with a new head, or a fine-tuned one.
+
+\b
+  python -m training.fit transfer --data DIR --folds 5
+      trains a linear head on the features of a frozen DenseNet-201, which are computed once. DIR is a folder
+      of class folders or a manifest with a `label` column; every film is measured by a model that has not
+      seen it
+  python -m training.fit transfer --data DIR --folds 5 --backbone xception --weights WEIGHTS.h5
+      another backbone, from a file of weights: see KXRAY_WEIGHTS for machines without a network
+  python -m training.fit transfer --data DIR --folds 5 --mode fine_tune --unfreeze-epochs 5
+      trains the backbone as well, at a tenth of the head's rate, one stage more every five epochs
+  python -m training.fit transfer --data DIR --augment 8
+      trains the head on eight augmented views of each film beside the film itself
+
+Which backbone, and frozen or fine-tuned, for your films: `python -m training.compare transfer` answers that.
+
+The features are standardised by the training films, and that is folded into the head, so the exported model
+is the plain network. Balanced classes, AdamW with warm-up and cosine decay, gradients clipped to norm 1, the
+weights of the lowest validation loss. Fine-tuning keeps batch normalisation frozen, as small batches demand.
+`--preset paper` is plain transfer for 40 epochs: one constant rate, no augmentation, features as they are.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from training.classifier import ClassifierOptions, fit_classifier
+from training.films import ClassifierTask
+from training.options import option
+
+PRESETS = {
+    "paper": {
+        "epochs": 40,
+        "image_size": 224,
+        "learning_rate_decay": "none",
+        "standardize": False,
+        "flips": "none",
+        **dict.fromkeys(("shift", "zoom", "brightness", "contrast", "blur"), 0.0),
+        "backbone_rate": 1.0,
+    },
+    "smoke": {
+        "backbone": "mobilenetv2",
+        "weights": "none",
+        "image_size": 32,
+        "epochs": 2,
+        "phantoms": 24,
+        "batch_size": 8,
+    },
+}
+SMALLEST_FILM = 32
+# What says nothing in the other mode.
+_OF_MODE = {
+    "feature_extractor": ("augment", "standardize"),
+    "fine_tune": ("trained_stages", "backbone_rate", "stage_decay", "unfreeze_epochs", "batch_norm"),
+}
+
+
+@dataclass(frozen=True)
+class Recipe(ClassifierOptions):
+    epochs: int = option(40, "Passes over the training films.", low=1)
+    batch_size: int = option(16, "Films a step, over all devices.", low=1)
+    label_column: str = option("label", "Manifest column with the class of a film.")
+    backbone: str = option(
+        "densenet201",
+        "Network: alexnet, resnet152, densenet201, xception, mobilenetv2, efficientnetv2b0 and the other "
+        "image models of keras.applications.",
+    )
+    mode: str = option(
+        "feature_extractor",
+        "feature_extractor: only a head is trained, on features that are computed once; fine_tune: the "
+        "backbone is trained too.",
+        choices=("feature_extractor", "fine_tune"),
+    )
+    weights: str = option(
+        "imagenet",
+        "Starting weights of the backbone: imagenet (found in the folder KXRAY_WEIGHTS, or downloaded), none "
+        "(random), a run folder, or a file of weights.",
+    )
+    image_size: int = option(224, "Side of the network's input in pixels.", low=1, high=2048)
+    standardize: bool = option(
+        True, "feature_extractor: bring each feature to mean 0 and deviation 1 over the training films."
+    )
+    augment: int = option(
+        0, "feature_extractor: augmented views of each film whose features are kept as well.", low=0
+    )
+    trained_stages: int | None = option(
+        None, "fine_tune: train the last so many stages of the backbone only; all by default.", low=1
+    )
+    batch_norm: str = option(
+        "frozen", "fine_tune: batch normalisation of the trained stages.", choices=("frozen", "trained")
+    )
+    backbone_rate: float = option(
+        0.1, "fine_tune: rate of the backbone's last stage, as a share of the head's.", low=0.0, high=1.0
+    )
+    stage_decay: float = option(
+        1.0, "fine_tune: rate of a stage, as a share of that of the stage after it.", low=0.01, high=1.0
+    )
+    unfreeze_epochs: int = option(
+        0,
+        "fine_tune: begin with the head alone, then one stage more every so many epochs; 0: all at once.",
+        low=0,
+    )
+    warmup: float = option(0.1, "Share of the run in which the rate rises from 0.", low=0.0, high=0.9)
+    weight_decay: float = option(1e-4, "AdamW's decoupled weight decay.", low=0.0, high=1.0)
+    flips: str = option(
+        "horizontal",
+        "Augmentation: left-right only (for patients), mirror images and quarter turns (dihedral), or none.",
+        choices=("dihedral", "horizontal", "none"),
+    )
+    rotation: float = option(0.0, "Augmentation: largest rotation, degrees.", low=0.0, high=180.0)
+    shift: float = option(0.05, "Augmentation: largest shift, fraction of the side.", low=0.0, high=0.9)
+    zoom: float = option(0.1, "Augmentation: largest change of scale, fraction.", low=0.0, high=0.9)
+    brightness: float = option(0.08, "Augmentation: largest shift, share of full range.", low=0.0, high=1.0)
+    contrast: float = option(0.2, "Augmentation: largest change, fraction.", low=0.0, high=0.9)
+    blur: float = option(0.8, "Augmentation: largest Gaussian blur, pixels.", low=0.0, high=3.0)
+    test_time_flips: bool = option(
+        False, "Also report the accuracy over the mirror images (and turns) of --flips of every test film."
+    )
+    preset: str | None = option(
+        None, "A named set of options; what is given beside it wins.", choices=tuple(PRESETS)
+    )
+
+
+def task_of(recipe) -> ClassifierTask:
+    from kxray import models
+
+    side, frozen = recipe.image_size, recipe.mode == "feature_extractor"
+    models.check_backbone(recipe.backbone, None, (side, side))
+    if recipe.weights not in ("imagenet", "none") and not Path(recipe.weights).exists():
+        raise ValueError(
+            f"--weights {recipe.weights}: expected imagenet, none, or a run folder or file, and there is none"
+        )
+    if recipe.test_time_flips and recipe.flips == "none":
+        raise ValueError("--test-time-flips averages over the views of --flips, which are none")
+    if not frozen and recipe.unfreeze_epochs >= recipe.epochs:
+        raise ValueError(
+            f"--unfreeze-epochs {recipe.unfreeze_epochs}: the backbone would never train in {recipe.epochs} "
+            "epochs; give fewer, or 0 to train all at once"
+        )
+
+    def build(spec):
+        own = {} if frozen else {"trained_stages": recipe.trained_stages, "batch_norm": recipe.batch_norm}
+        model = models.build(
+            spec.name,
+            num_labels=spec.num_labels,
+            image_size=spec.image_size,
+            backbone=recipe.backbone,
+            mode=recipe.mode,
+            **own,
+        )
+        if recipe.weights != "none":
+            models.load_backbone_weights(model, recipe.backbone, recipe.weights)
+        return model
+
+    def optimizer(steps, model):
+        import keras
+
+        from training.optimizer import StagedAdamW, stage_rates
+
+        rate, run = recipe.learning_rate, recipe.epochs * steps
+        if recipe.learning_rate_decay == "cosine":
+            warmup = max(1, round(recipe.warmup * run))
+            rate = keras.optimizers.schedules.CosineDecay(
+                0.0, max(1, run - warmup), warmup_target=recipe.learning_rate, warmup_steps=warmup
+            )
+        own = {"weight_decay": recipe.weight_decay, "global_clipnorm": 1.0}
+        if frozen:
+            return keras.optimizers.AdamW(rate, **own)
+        factors, first_steps = stage_rates(
+            model,
+            models.backbone_stages(model),
+            recipe.backbone_rate,
+            recipe.stage_decay,
+            recipe.unfreeze_epochs * steps,
+        )
+        return StagedAdamW(rate, factors, first_steps, **own)
+
+    def augment():
+        from kxray.layers import RandomAffine, RandomDihedral, RandomExposure
+
+        mirrored = () if recipe.flips != "dihedral" else (RandomDihedral(dtype="float32"),)
+        moved = RandomAffine(
+            recipe.rotation,
+            recipe.shift,
+            recipe.shift,
+            0.0,
+            recipe.zoom,
+            horizontal_flip=recipe.flips == "horizontal",
+            dtype="float32",
+        )
+        exposed = RandomExposure(recipe.brightness, recipe.contrast, recipe.blur, dtype="float32")
+        return (*mirrored, moved, exposed)
+
+    def told(spec):
+        model = build(spec)
+        trained, total = (
+            sum(int(variable.shape.num_elements()) for variable in variables)
+            for variables in (model.trainable_variables, model.variables)
+        )
+        stages = len(models.backbone_stages(model))
+        parameters = f"{trained:,} of {total:,} parameters are trained"
+        return f"{recipe.backbone} in {stages} stages, {recipe.mode}: {parameters}"
+
+    return ClassifierTask(
+        name="transfer",
+        model="transfer",
+        kind="multiclass",
+        label_column=recipe.label_column,
+        phantom_kind="fillet",
+        image_size=(side, side),
+        build=build,
+        optimizer=optimizer,
+        augment=augment,
+        min_side=SMALLEST_FILM,
+        test_time_flips=recipe.flips if recipe.test_time_flips else "none",
+        frozen_features=frozen,
+        views=recipe.augment if frozen else 0,
+        standardize=frozen and recipe.standardize,
+        told=told,
+    )
+
+
+def check_mode(mode, given) -> None:
+    """Raises ValueError for options given at the shell that say nothing in a mode."""
+    for other, names in _OF_MODE.items():
+        foreign = [f"--{name.replace('_', '-')}" for name in names if given.get(name) is not None]
+        if other != mode and foreign:
+            raise ValueError(f"{', '.join(foreign)}: only with --mode {other}, and this is --mode {mode}")
+
+
+def run(recipe, given):
+    if not recipe.resume:
+        check_mode(recipe.mode, given)
+    return fit_classifier(recipe, given, task_of)
