@@ -1,0 +1,123 @@
+"""The job of `training.compare transfer`: options checked, a matrix run made or resumed, its result told."""
+
+import json
+import shutil
+from pathlib import Path
+
+from rich.console import Console
+
+from training import chosen_labels, compared_films, matrix_advice, options, runs, shell
+from training import films as film_tables
+from training.matrix_scores import FROZEN
+from training.recipes import transfer
+
+
+def run(recipe, given, rows_of) -> Path | None:
+    """Runs or resumes a matrix run and returns its folder."""
+    console = Console(highlight=False)
+    # The weights of several backbones are no single path; the comparison has made each of them absolute.
+    weights = {"weights": given["weights"]} if "weights" in given else {}
+    recipe, others = runs.with_absolute_places(recipe, {**given, "weights": None})
+    given = {**others, "weights": None, **weights}
+    if recipe.resume:
+        folder, recipe = runs.resumed(recipe, given)
+    else:
+        _check(recipe, given)
+        rows = rows_of(recipe)
+        for row in rows:
+            transfer.task_of(row.recipe)
+        table, notes = chosen_labels.read(recipe)
+        if table is not None:
+            _check_films(recipe, table)
+        if recipe.dry_run:
+            return _dry_run(recipe, rows, table, notes, console)
+        source = Path(recipe.data).resolve().name if recipe.data else "fillet-phantoms"
+        folder = runs.create(recipe.out or runs.default_folder("compare-transfer", source))
+        kept = {"recipe": "compare transfer", "options": options.as_json(recipe)}
+        runs.write_json(folder / "config.json", kept)
+    console.print(f"folder {folder}", soft_wrap=True)
+    if not (folder / "metrics.json").exists():
+        shell.load_tensorflow()
+        from training.matrix_run import Matrix
+
+        progress = shell.progress_bars(console)
+        try:
+            with progress:
+                Matrix(recipe, folder, progress, rows_of(recipe)).run()
+        except (ValueError, OSError):
+            if not recipe.resume and "data_fingerprint" not in runs.read_config(folder):
+                # Films or options will not do: the corrected command may use the same folder.
+                shutil.rmtree(folder / "films", ignore_errors=True)
+                runs.discard(folder)
+            raise
+    for line in matrix_advice.told(json.loads((folder / "metrics.json").read_text(encoding="utf-8"))):
+        console.print(line, soft_wrap=True)
+    console.print(f"report {(folder / 'report.html').resolve()}", soft_wrap=True)
+    return folder
+
+
+def _check(recipe, given):
+    if recipe.split is None and recipe.folds < 2:
+        raise ValueError(f"give --folds 2 or more, or --split such as 7:1:2; got --folds {recipe.folds}")
+    if recipe.split is not None:
+        compared_films.counts(recipe.split)
+        if given.get("folds"):
+            raise ValueError("--split and --folds exclude each other: give one of them")
+    if recipe.data is not None and recipe.phantoms:
+        raise ValueError("--phantoms generates the films to compare on; with --data there are films")
+    if recipe.labels is not None:
+        if recipe.data is None:
+            raise ValueError("--labels chooses among the labels of --data; there is none")
+        chosen_labels.parse(recipe.labels)
+
+
+def _check_films(recipe, table):
+    """What can be told of films that were not read yet."""
+    if recipe.split is not None:
+        compared_films.check_counts(recipe.split, len(table))
+    column = recipe.label_column if recipe.label_column in table.columns else "label"
+    if column in table.columns and recipe.split is None:
+        for label, count in table[column].value_counts().items():
+            if label != "" and count < recipe.folds:
+                raise ValueError(
+                    f"label {label!r} has {count} films, too few for --folds {recipe.folds}; give fewer "
+                    "folds, or --split"
+                )
+
+
+def _dry_run(recipe, rows, table, notes, console):
+    if recipe.out is not None:
+        runs.check_free(recipe.out)
+    films = recipe.phantoms or film_tables.DEFAULT_PHANTOMS
+    if table is not None:
+        films = len(table)
+        column = recipe.label_column if recipe.label_column in table.columns else "label"
+        if column in table.columns:
+            counts = ", ".join(f"{name} {count}" for name, count in table[column].value_counts().items())
+            console.print(f"{films} films: {counts}", soft_wrap=True)
+    for note in notes:
+        console.print(note, soft_wrap=True)
+    repeated = recipe.seeds * (1 if recipe.split else recipe.folds)
+    if recipe.split:
+        share = compared_films.shares(recipe.split)[0]
+        films_in = min(sum(compared_films.counts(recipe.split) or [films]), films)
+    else:
+        share, films_in = (1 - 1 / recipe.folds) * (1 - film_tables.VALIDATION_SHARE), films
+    trained = round(share * films_in)
+    for row in rows:
+        cells = repeated * (1 + len(row.sizes))
+        passes = cells * row.recipe.epochs * trained
+        work = (
+            f"features of {films} films once, then heads in seconds each"
+            if row.mode == FROZEN
+            else f"about {passes:,} films forward and backward through the network"
+        )
+        curve = (
+            f" ({repeated} for each of {', '.join(map(str, row.sizes))} and all films)" if row.sizes else ""
+        )
+        console.print(
+            f"would train {row.name} from {row.recipe.weights}: {cells} times{curve}, {row.recipe.epochs} "
+            f"epochs of about {trained} films: {work}",
+            soft_wrap=True,
+        )
+    return None
