@@ -31,6 +31,17 @@ _PUBLIC = {
     "no_anatomy_baseline": "audit",
     "no_anatomy_features": "audit",
     "scan_films": "audit",
+    "load_features": "features",
+    "association": "associations",
+    "cramers_v": "associations",
+    "metadata_columns": "associations",
+    "duplicate_pairs": "leaks",
+    "straddling_columns": "leaks",
+    "Marker": "markers",
+    "find_markers": "markers",
+    "marker_properties": "markers",
+    "scan_shortcuts": "shortcuts",
+    "shortcut_scores": "shortcuts",
     "Ridge": "calibre",
     "mask_area": "calibre",
     "mask_width": "calibre",
@@ -44,7 +55,10 @@ _PUBLIC = {
     "size_label": "relabel",
     "size_thresholds": "relabel",
 }
-_MODULES = ("audit", "calibre", "manifest", "phantom", "pipeline", "relabel", "sources", "splits")
+_MODULES = (
+    *("associations", "audit", "calibre", "features", "leaks", "manifest", "markers", "phantom", "pipeline"),
+    *("relabel", "shortcuts", "sources", "splits"),
+)
 
 __all__ = list(_PUBLIC) + list(_MODULES)
 
