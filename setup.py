@@ -49,7 +49,14 @@ setup(
         *serve,
     ],
     extras_require={
-        "test": ["pytest>=8.0", "hypothesis>=6.100", "ruff>=0.6", "pytest-timeout>=2.3"],
+        "test": [
+            *("pytest>=8.0", "hypothesis>=6.100", "ruff>=0.6", "pytest-timeout>=2.3"),
+            *("safetensors>=0.4", "tf-keras-vis>=0.8.7"),
+        ],
+        # Score-CAM and activation maximisation.
+        "vis": ["tf-keras-vis>=0.8.7"],
+        # AlexNet's ImageNet weights in that format.
+        "safetensors": ["safetensors>=0.4"],
         # Both are part of the default install; the names remain for those who list extras explicitly.
         "serve": serve,
         "report": report,
