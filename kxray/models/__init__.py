@@ -15,6 +15,7 @@ __all__ = [
     "backbone_stages",
     "build",
     "check_backbone",
+    "fetch_imagenet",
     "freeze_backbone",
     "load",
     "load_backbone_weights",
@@ -95,6 +96,24 @@ def check_backbone(backbone, taps=None, image_size=None) -> None:
         _backbones.choose_stages(backbone, taps)
     if image_size is not None:
         _backbones.check_image_size(backbone, image_size)
+
+
+def fetch_imagenet(backbone):
+    """Finds the file of a backbone's ImageNet weights, or downloads it, before anything expensive begins.
+
+    Args:
+        backbone: one of `backbone_names()`.
+
+    Returns:
+        Its path, in the folder that the environment variable KXRAY_WEIGHTS names or in Keras's cache.
+
+    Raises:
+        ValueError: an unknown backbone, a wrong checksum, or no file and no network; the line says which file
+            to fetch and where to put it.
+    """
+    from kxray.models import _backbones, _imagenet_files
+
+    return _imagenet_files.fetch(_backbones.find(backbone).application)
 
 
 def load_backbone_weights(model, backbone, source) -> int:

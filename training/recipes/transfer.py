@@ -230,4 +230,9 @@ def check_mode(mode, given) -> None:
 def run(recipe, given):
     if not recipe.resume:
         check_mode(recipe.mode, given)
+        if recipe.weights == "imagenet" and not recipe.dry_run:
+            from kxray import models
+
+            # Found out now, not after the films are read.
+            models.fetch_imagenet(recipe.backbone)
     return fit_classifier(recipe, given, task_of)
