@@ -11,15 +11,22 @@ from kxray.explain.attribution import (
     detailed_explainer,
     explainer,
 )
+from kxray.explain.eigen import eigen_cam
 from kxray.explain.multiscale import MultiscaleCams, multiscale_cams
+from kxray.explain.overlay import overlay
+from kxray.explain.tf_keras_vis import activation_maximisation, score_cam
 
 __all__ = [
     "METHODS",
     "PREDICTED",
     "MultiscaleCams",
+    "activation_maximisation",
     "attribute",
     "default_methods",
     "detailed_explainer",
+    "eigen_cam",
     "explainer",
     "multiscale_cams",
+    "overlay",
+    "score_cam",
 ]

@@ -1,13 +1,31 @@
 """The two calls of this room: `attribute` for maps now, `explainer` for a traced function that exports."""
 
+import dataclasses
+import hashlib
 import inspect
 
 import numpy as np
 
-from kxray.explain import cam, graph, multiscale
+from kxray.explain import cam, gradients, graph, lrp, multiscale, rap
 
-METHODS = {"grad_cam": cam.grad_cam, "multiscale_cam": multiscale.multiscale_cam}
+METHODS = {
+    "gradient": gradients.gradient,
+    "input_x_gradient": gradients.input_x_gradient,
+    "smoothgrad": gradients.smoothgrad,
+    "integrated_gradients": gradients.integrated_gradients,
+    "guided_backprop": gradients.guided_backprop,
+    "cam": cam.cam,
+    "grad_cam": cam.grad_cam,
+    "grad_cam_pp": cam.grad_cam_pp,
+    "layer_cam": cam.layer_cam,
+    "hires_cam": cam.hires_cam,
+    "multiscale_cam": multiscale.multiscale_cam,
+    "lrp": lrp.lrp,
+    "rap": rap.rap,
+}
 PREDICTED = -1
+# Explainers that `attribute` keeps for a model; each holds its graph.
+_REMEMBERED = 32
 
 
 def default_methods(model) -> tuple[str, ...]:
@@ -29,13 +47,14 @@ def explainer(model, method, upsample=False, **options):
     Args:
         model: functional keras.Model with one image input (N, H, W, C) and one output (N, L).
         method: one of `kxray.explain.METHODS`.
-        upsample: whether maps of CAM methods are resized (bilinear) to the input's height and width.
+        upsample: whether maps at feature resolution (CAM methods) are resized to the input's height and
+            width, bilinearly with half-pixel centres. Maps of pixel methods are there already.
         **options: the method's own options.
 
     Returns:
-        tf.function (images float32 (N, H, W, C), target int32 (N,)) -> float32 (N, h, w, 1). Traced once for
-        all batch sizes. The score explained is the pre-activation logit of unit `target`; maps are signed
-        and raw.
+        tf.function (images float32 (N, H, W, C), target int32 (N,)) -> float32 (N, H, W, C), or (N, h, w, 1)
+        for CAM methods. Traced once for all batch sizes. The score explained is the pre-activation logit of
+        unit `target`, -1 being the unit with the largest one; maps are signed and raw.
 
     Raises:
         ValueError: unknown method or option, or a model that the method cannot read.
@@ -59,8 +78,9 @@ def detailed_explainer(model, method, upsample=False, **options):
 
     Returns:
         tf.function (images float32 (N, H, W, C), target int32 (N,)) -> dict of tensors, batch first:
-        `heatmap` (N, h, w, 1), `logits` float32 (N, L), and what the method adds. A target of -1 explains the
-        unit with the largest logit, so that prediction and explanation share one forward pass.
+        `heatmap` float32 (N, H, W, C) or (N, h, w, 1), `logits` float32 (N, L), and what the method adds. A
+        target of -1 explains the unit with the largest logit, so that prediction and explanation share one
+        forward pass.
 
     Raises:
         ValueError: see `explainer`.
@@ -85,9 +105,14 @@ def detailed_explainer(model, method, upsample=False, **options):
     @tf.function(input_signature=signature)
     def traced(images, target):
         results = explain(images, target)
-        if upsample:
+        given, wanted = results["heatmap"].shape[1:3], images.shape[1:3]
+        if upsample and not (given.is_fully_defined() and given == wanted):
             results["heatmap"] = tf.image.resize(results["heatmap"], tf.shape(images)[1:3])
-        return results
+        # A model of 64-bit layers computes its maps in 64 bits.
+        return {
+            name: tf.cast(value, tf.float32) if value.dtype.is_floating else value
+            for name, value in results.items()
+        }
 
     return traced
 
@@ -109,6 +134,12 @@ def attribute(model, images, target, method, **options):
     Raises:
         ValueError: images, target or method do not fit the model.
     """
+    images, targets = checked(model, images, target)
+    return _remembered_explainer(model, method, options)(images, targets).numpy()
+
+
+def checked(model, images, target):
+    """Images float32 (N, H, W, C) and targets int32 (N,) that fit the model; see `attribute`."""
     graph.require_functional(model)
     images = np.asarray(images)
     expected = tuple(model.inputs[0].shape)
@@ -134,13 +165,31 @@ def attribute(model, images, target, method, **options):
             + ("; its one unit speaks for the positive label" if num_units == 1 else "")
         )
     targets = np.broadcast_to(targets, (len(images),)).astype("int32")
-    return _remembered_explainer(model, method, options)(images.astype("float32"), targets).numpy()
+    return images.astype("float32"), targets
 
 
 def _remembered_explainer(model, method, options):
     # Kept in the model's own dictionary, so that it dies with the model; a weak-key table would not let it.
     remembered = model.__dict__.setdefault("_kxray_explainers", {})
-    key = (method, repr(sorted(options.items())))
+    key = (method, _fingerprint(options))
     if key not in remembered:
-        remembered[key] = explainer(model, method, **options)
-    return remembered[key]
+        while len(remembered) >= _REMEMBERED:
+            del remembered[next(iter(remembered))]
+        # With the options, so that no later object takes the address of one that the key names.
+        remembered[key] = (explainer(model, method, **options), options)
+    return remembered[key][0]
+
+
+def _fingerprint(value):
+    """A hashable key: equal for equal numbers, texts, arrays and containers of them, else by identity."""
+    if isinstance(value, dict):
+        return "dict", *sorted((str(name), _fingerprint(part)) for name, part in value.items())
+    if isinstance(value, (list, tuple)):
+        return "list", *(_fingerprint(part) for part in value)
+    if isinstance(value, np.ndarray):
+        return "array", str(value.dtype), str(value.shape), hashlib.sha256(value.tobytes()).hexdigest()
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return type(value).__name__, _fingerprint(vars(value))
+    if value is None or isinstance(value, (bool, int, float, str, np.number)):
+        return type(value).__name__, repr(value)
+    return type(value).__name__, str(id(value))

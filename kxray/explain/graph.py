@@ -1,7 +1,11 @@
-"""Reads a functional Keras model: where its logits are, and where its last feature map is."""
+"""Reads a functional Keras model: its steps, where its logits are, and where its last feature map is."""
+
+import dataclasses
 
 import keras
 from keras import layers, ops
+
+from kxray.explain.steps import Step, steps_of, unknown
 
 _SHRINKING = (
     layers.AveragePooling2D,
@@ -143,3 +147,216 @@ def with_logits(model, *tensors):
         return logits_of(outputs[0]), *(outputs[1 + index] for index in range(len(tensors)))
 
     return run
+
+
+FILM = 0
+# Layers that change no sign, and functions whose values are never negative or lie in [-1, 1].
+_SIGN_KEEPING = ("move", "max", "average", "concatenate", "sum", "gate")
+_NON_NEGATIVE = ("relu", "relu6", "sigmoid", "hard_sigmoid", "softmax", "softplus", "exponential")
+_GATING = ("sigmoid", "hard_sigmoid", "softmax", "tanh")
+
+
+@dataclasses.dataclass(frozen=True)
+class Graph:
+    """A model as a list of steps between numbered tensors; tensor 0 is the film.
+
+    Attributes:
+        name: of the model.
+        steps: in the order of computation; backwards it is the order of relevance.
+        output: number of the logits (N, L), before the last activation.
+        shapes: number -> static shape, of tensors that layers give.
+        dtype: "float64" where a layer computes in it, else "float32".
+        half: whether a layer computes in half precision.
+    """
+
+    name: str
+    steps: tuple[Step, ...]
+    output: int
+    shapes: dict
+    dtype: str
+    half: bool
+
+    def consumers(self) -> dict:
+        """Number of a tensor -> the steps that take it."""
+        found = {}
+        for step in self.steps:
+            for number in dict.fromkeys(step.inputs):
+                found.setdefault(number, []).append(step)
+        return found
+
+    def non_negative(self) -> set:
+        """Numbers of the tensors that hold no negative value, whatever the film."""
+        found = set()
+        for step in self.steps:
+            clipped = step.kind == "activation" and step.function in _NON_NEGATIVE
+            kept = step.kind in _SIGN_KEEPING and found.issuperset(step.inputs)
+            if clipped or (kept and not isinstance(step.layer, layers.Subtract)):
+                found.add(step.output)
+        return found
+
+    def first_linear(self) -> set:
+        """Outputs of the linear steps that no other precedes: they see the film, prepared."""
+        after, found = set(), set()
+        for step in self.steps:
+            if not after.isdisjoint(step.inputs):
+                after.add(step.output)
+            elif step.kind == "linear":
+                after.add(step.output)
+                found.add(step.output)
+        return found
+
+    def before_linear(self) -> set:
+        """Numbers of the tensors that a linear step, near or far, takes."""
+        found = set()
+        for step in reversed(self.steps):
+            if step.kind == "linear" or step.output in found:
+                found.update(step.inputs)
+        return found
+
+    def last_linear(self) -> set:
+        """Outputs of the linear steps that no other follows: they give the logits, or shares of them."""
+        linear = {step.output for step in self.steps if step.kind == "linear"}
+        return linear - self.before_linear()
+
+
+def read(model) -> Graph:
+    """Reads a model into its steps: inner models opened, activations apart, the last one left out.
+
+    Args:
+        model: functional or built Sequential keras.Model of one input and one output.
+
+    Raises:
+        ValueError: a layer without a rule, named with its class; no functional model.
+    """
+    require_functional(model)
+    reader = _Reader(model)
+    output = reader.number(model.outputs[0])
+    steps = {step.output: step for step in reader.steps}
+    last = steps.get(output)
+    if last is not None and last.kind == "activation" and _ends_models(last.layer):
+        output = last.inputs[0]
+    steps = _leading_to(output, reader.steps)
+    relevant = _relevant(output, steps)
+    for step in relevant:
+        if step.function in ("softmax", "log_softmax"):
+            raise unknown(step.layer, "of softmax before the last layer")
+    computed_in = {getattr(step.layer, "compute_dtype", None) for step in steps}
+    return Graph(
+        name=model.name,
+        steps=tuple(steps),
+        output=output,
+        shapes=reader.shapes,
+        dtype="float64" if "float64" in computed_in else "float32",
+        half=not computed_in.isdisjoint(("float16", "bfloat16")),
+    )
+
+
+def _ends_models(layer):
+    dense = isinstance(layer, (layers.Dense, layers.Activation, layers.Softmax))
+    return dense or type(layer).__name__ in _ACTIVATIONS
+
+
+def _leading_to(output, steps):
+    needed, kept = {output}, []
+    for step in reversed(steps):
+        if step.output in needed:
+            needed.update(step.inputs)
+            kept.append(step)
+    return kept[::-1]
+
+
+def _relevant(output, steps):
+    """The steps that relevance goes through: not those that make gates."""
+    reached, found = {output}, []
+    for step in reversed(steps):
+        if step.output in reached:
+            reached.update(step.inputs[:1] if step.kind == "gate" else step.inputs)
+            found.append(step)
+    return found
+
+
+class _Reader:
+    """Numbers the tensors of a model, following them from its output to its film."""
+
+    def __init__(self, model):
+        self.steps, self.shapes = [], {FILM: tuple(model.inputs[0].shape)}
+        self._numbers = {((), id(model.inputs[0])): FILM}
+        # Scope (the calls of inner models that lead into it) -> id of its input -> (scope, tensor) outside.
+        self._bound = {(): {}}
+        self._made_by = {}
+
+    def number(self, tensor):
+        waiting = [((), tensor)]
+        while waiting:
+            scope, current = self._resolved(*waiting[-1])
+            key = (scope, id(current))
+            if key in self._numbers:
+                waiting.pop()
+                continue
+            operation, index, _ = current._keras_history
+            node = operation._inbound_nodes[index]
+            inputs = [self._resolved(scope, tensor) for tensor in node.input_tensors]
+            missing = [pair for pair in inputs if (pair[0], id(pair[1])) not in self._numbers]
+            if missing:
+                waiting += missing
+                continue
+            if not inputs or len(node.outputs) != 1:
+                raise unknown(operation)
+            numbers = [self._numbers[inside, id(tensor)] for inside, tensor in inputs]
+            self._numbers[key] = self._add(operation, node, numbers, tuple(current.shape))
+            waiting.pop()
+        scope, tensor = self._resolved((), tensor)
+        return self._numbers[scope, id(tensor)]
+
+    def _add(self, operation, node, inputs, shape):
+        for step in steps_of(operation, node):
+            if step.kind == "gate":
+                step, inputs = self._gated(step, operation, inputs, shape)
+            step = dataclasses.replace(
+                step,
+                inputs=tuple(inputs),
+                output=len(self._made_by) + 1,
+                name=operation.name,
+                layer=operation,
+            )
+            self.steps.append(step)
+            self._made_by[step.output] = step
+            inputs = [step.output]
+        self.shapes[step.output] = shape
+        return step.output
+
+    def _gated(self, step, operation, inputs, shape):
+        """Puts the signal of a product first: the one input that is neither spread out nor bounded."""
+        spread = [number for number in inputs if self.shapes.get(number) != shape]
+        signals = [number for number in inputs if number not in spread and not self._gates(number)]
+        if len(signals) != 1:
+            raise unknown(operation, f"of {len(signals)} signals, not of one signal and gates")
+        return step, signals + [number for number in inputs if number != signals[0]]
+
+    def _gates(self, number):
+        step = self._made_by.get(number)
+        while step is not None and step.kind in ("move", "affine"):
+            step = self._made_by.get(step.inputs[0])
+        return step is not None and step.function in _GATING
+
+    def _resolved(self, scope, tensor):
+        """The same tensor where it is made: out of the inner models that it enters or leaves."""
+        while True:
+            if id(tensor) in self._bound[scope]:
+                scope, tensor = self._bound[scope][id(tensor)]
+                continue
+            if (scope, id(tensor)) in self._numbers:
+                return scope, tensor
+            operation, index, place = tensor._keras_history
+            if not isinstance(operation, keras.Model):
+                return scope, tensor
+            if type(operation).__name__ not in ("Functional", "Sequential") or not operation.inputs:
+                raise unknown(operation)
+            inner = (*scope, (id(operation), index))
+            if inner not in self._bound:
+                given = operation._inbound_nodes[index].input_tensors
+                self._bound[inner] = {
+                    id(inside): (scope, outside)
+                    for inside, outside in zip(operation.inputs, given, strict=True)
+                }
+            scope, tensor = inner, operation.outputs[place]
