@@ -1,10 +1,11 @@
 """Asks a served model about films, over TensorFlow Serving's gRPC API.
 
-    python -m serving.client predict film.dcm --model view_classifier [--explain out.png]
+    python -m serving.client predict film.dcm --model view_classifier [--explain out.png [--method rap]]
 
     with Client("localhost:8500") as client:
         prediction = client.predict("film.dcm")
         explanation = client.explain("film.dcm")  # .heatmap, and .stage_maps where the model has stages
+        explanation = client.explain("film.dcm", method="rap")  # one of client.methods()
 
 Any film that kxray.read_image reads is decoded here and sent as lossless 16-bit PNG. Importing this module
 imports neither TensorFlow nor Keras; the first call imports the stubs of tensorflow-serving-api, and
@@ -27,6 +28,12 @@ _MAX_MESSAGE_BYTES = 256 << 20
 _MAX_BATCH_FILMS, _MAX_BATCH_BYTES = 16, 64 << 20
 _FIRST_BACKOFF_SECONDS, _MAX_BACKOFF_SECONDS = 0.1, 2.0
 _PREDICTED = -1
+_EXPLAIN = "explain"
+# Outputs of an explanation that have an attribute of their own.
+_NAMED = {
+    *("probabilities", "label", "decision", "heatmap", "explained_label"),
+    *("stage_names", "relevance_weights", "stage_maps"),
+}
 
 
 class ServingError(RuntimeError):
@@ -112,6 +119,8 @@ class Explanation:
         relevance_weights: float32 (S,), how much each stage counts for `explained_label`.
         stage_maps: float32 (S, h, w), each stage's own map before weighting, signed and raw: `heatmap` is the
             sum over the stages of relevance_weights * stage_maps.
+        pixelwise: whether the map has a value for each pixel of the network's input.
+        details: what else the method computed, by name: `completeness_error` of integrated_gradients.
     """
 
     heatmap: np.ndarray
@@ -121,6 +130,8 @@ class Explanation:
     stage_names: tuple[str, ...]
     relevance_weights: np.ndarray
     stage_maps: np.ndarray
+    pixelwise: bool = False
+    details: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,24 +202,51 @@ class Client:
         Args:
             film: as `predict`.
             label: the label to explain; the predicted one by default.
-            method: one of the methods the model was exported with; its first one by default.
+            method: one of the methods the model was exported with (`methods()`); its first one by default.
+
+        Raises:
+            SignatureNotFound: the model was not exported with that method; the message lists those it has.
         """
-        signature_name = f"explain_{method}" if method else "explain"
+        signature_name = f"{_EXPLAIN}_{method}" if method else _EXPLAIN
 
         def ask():
             wanted = _PREDICTED if label is None else self._label_index(label)
             inputs = {"image_bytes": [encoded], "label": np.array([wanted], np.int32)}
-            version, outputs = self._run(signature_name, inputs)
+            try:
+                version, outputs = self._run(signature_name, inputs)
+            except SignatureNotFound as error:
+                raise self._without_method(method, error) from None
             explained_label = outputs["explained_label"][0].decode()
             if label not in (None, explained_label):
                 raise ModelNotFound(f"version {version} has its labels in another order")
             prediction = self._predictions(version, outputs)[0]
+            heatmap = outputs["heatmap"][0]
             return Explanation(
-                outputs["heatmap"][0], explained_label, method or "", prediction, *_stages(outputs)
+                heatmap,
+                explained_label,
+                method or "",
+                prediction,
+                *_stages(outputs),
+                pixelwise=heatmap.shape == self._specs[version].image_size,
+                details={name: value[0] for name, value in outputs.items() if name not in _NAMED},
             )
 
         encoded = _encode(film)
         return self._across_reload(ask)
+
+    def methods(self) -> tuple[str, ...]:
+        """The explanation methods of the version that answers, in alphabetical order."""
+        from tensorflow_serving.apis import get_model_metadata_pb2, prediction_service_pb2_grpc
+
+        request = get_model_metadata_pb2.GetModelMetadataRequest(metadata_field=["signature_def"])
+        self._address_model(request.model_spec, self._version)
+        response = self._call(prediction_service_pb2_grpc.PredictionServiceStub, "GetModelMetadata", request)
+        signatures = get_model_metadata_pb2.SignatureDefMap()
+        response.metadata["signature_def"].Unpack(signatures)
+        prefix = f"{_EXPLAIN}_"
+        return tuple(
+            sorted(name.removeprefix(prefix) for name in signatures.signature_def if name.startswith(prefix))
+        )
 
     def describe(self) -> ModelSpec:
         """The spec of the version that answers, remembered by version."""
@@ -227,6 +265,17 @@ class Client:
             for entry in response.model_version_status
         ]
         return sorted(entries, key=lambda entry: -entry.version)
+
+    def _without_method(self, method, error):
+        """The error for a method that the model was not exported with."""
+        try:
+            known = ", ".join(self.methods()) or "none"
+        except ServingError:  # what the server said first is worth more
+            return error
+        wanted = f"explanation method {method!r}" if method else "explanations"
+        return SignatureNotFound(
+            f"model {self.model!r} was exported without {wanted}; it has: {known}", error.code
+        )
 
     def _predict_encoded(self, batch):
         return self._across_reload(

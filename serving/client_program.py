@@ -1,4 +1,4 @@
-"""The shell side of serving.client: `predict`, `describe`, `status`."""
+"""The shell side of serving.client: `predict`, `describe`, `methods`, `status`."""
 
 import dataclasses
 import functools
@@ -55,7 +55,7 @@ def main():
     "--explain", "picture", type=click.Path(), help="Save the explanation over the film as this PNG."
 )
 @click.option(
-    "--method", help="Explanation method, e.g. multiscale_cam or grad_cam; the model's first one by default."
+    "--method", help="Explanation method, e.g. grad_cam or rap: one of `methods`; the first one by default."
 )
 @click.option("--label", help="Label to explain, e.g. one of `describe`; the predicted one by default.")
 @asking
@@ -64,11 +64,13 @@ def predict(client, as_json, films, picture, method, label):
 
     \b
     predict a.dcm b.png --json
-    predict a.dcm --explain why.png --label lateral
+    predict a.dcm --explain why.png --label lateral --method rap
 
-    In the PNG red speaks for the label and blue against it; the strongest place of a map has full colour, and
-    the value it stands for is written down (in the caption, and in the PNG's Description). A multi-scale
-    model adds a panel for each of its stages, with the stage's relevance weight for that label.
+    In the PNG red speaks for the label and blue against it, 0 has no colour; the strongest place of a map has
+    full colour, and the value it stands for is written down (in the caption, and in the PNG's Description). A
+    map with a value for every pixel (gradients, lrp, rap) has full colour from its 99.5th percentile on: a
+    few pixels stand out of it. A multi-scale model adds a panel for each of its stages, with the stage's
+    relevance weight for that label.
     """
     if picture and len(films) > 1:
         raise ValueError(f"--explain takes one film, got {len(films)}")
@@ -104,6 +106,14 @@ def describe(client, as_json):
     """Prints the model's spec: labels, thresholds, input, provenance."""
     text = client.describe().to_json()
     click.echo(json.dumps(json.loads(text)) if as_json else text, nl=as_json)
+
+
+@main.command()
+@asking
+def methods(client, as_json):
+    """Prints the explanation methods of the model, one a line."""
+    known = client.methods()
+    click.echo(json.dumps(known) if as_json else "\n".join(known))
 
 
 @main.command()

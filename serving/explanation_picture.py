@@ -8,12 +8,15 @@ from kxray.io.overlay import overlay
 # Longer side of a panel where there are several: captions need room, and maps have few points.
 _MIN_PANEL, _MAX_PANEL = 320, 1024
 _INK = (235, 235, 235)
+# Of absolute values: from here on pixelwise maps, of which a few pixels stand out, have full colour.
+_PERCENTILE = 99.5
 
 
 def draw(pixels, explanation) -> Image.Image:
     """Draws an explanation over its film: red speaks for the explained label, blue against it.
 
-    Every map is divided by its own largest absolute value, so that 0 stays grey and signs are kept.
+    Every map is divided by its own largest absolute value, so that 0 stays grey and signs are kept; a map
+    with a value for every pixel by the 99.5th percentile of its absolute values, and cut off at full colour.
 
     Args:
         pixels: float (H, W) in [0, 1], bone bright.
@@ -25,7 +28,8 @@ def draw(pixels, explanation) -> Image.Image:
         weight and the value that full colour stands for; and a colour bar.
     """
     if not explanation.stage_names:
-        return Image.fromarray(overlay(pixels, explanation.heatmap))
+        full = _full_colour(explanation)
+        return Image.fromarray(overlay(pixels, np.clip(explanation.heatmap, -full, full)))
     film = _panel_film(np.asarray(pixels, np.float32))
     rows = zip(explanation.stage_names, explanation.relevance_weights, explanation.stage_maps, strict=True)
     panels = [
@@ -40,10 +44,18 @@ def draw(pixels, explanation) -> Image.Image:
 def describe(explanation) -> str:
     """What `draw` shows, in one line: the label, the peaks that full colour stands for, the weights."""
     whole = f"for (red) and against (blue) {explanation.explained_label}; peak {_peak(explanation.heatmap)}"
+    if explanation.pixelwise and not explanation.stage_names:
+        whole += f", full colour from {_full_colour(explanation):.6g} (99.5th percentile of absolute values)"
     rows = zip(explanation.stage_names, explanation.relevance_weights, explanation.stage_maps, strict=True)
     return "; ".join(
         [whole, *(f"{name}: weight {weight:.6g}, peak {_peak(values)}" for name, weight, values in rows)]
     )
+
+
+def _full_colour(explanation):
+    absolute = np.abs(explanation.heatmap)
+    # 0 where nearly all of a map is silent.
+    return (explanation.pixelwise and np.percentile(absolute, _PERCENTILE)) or absolute.max()
 
 
 def _peak(values):

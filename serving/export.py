@@ -1,12 +1,13 @@
 """Writes a trained model as the next version of a SavedModel that TensorFlow Serving can load.
 
-    python -m serving.export RUN --to saved_models/NAME [--explain grad_cam]
+    python -m serving.export RUN --to saved_models/NAME [--explain grad_cam,lrp:composite=epsilon_plus,rap]
 
 Unless told otherwise it exports the explanations that suit the model (`kxray.explain.default_methods`):
 multiscale_cam where its stages vote through a LayerRelevance layer, and grad_cam.
 """
 
 import contextlib
+import functools
 import os
 import shutil
 import sys
@@ -16,12 +17,17 @@ from pathlib import Path
 
 import click
 
+from serving import methods
 from serving.shell import import_tensorflow_quietly, one_line
 
 # Largest difference between a served number and the Keras model's, by the coarsest type that its layers
 # compute in: graph optimisation joins operations, which rounds half-precision numbers at other places. Of a
-# probability; of a map, whose scale is the model's own, as a share of its peak where that exceeds one.
+# probability; of a map, whose scale is the model's own, as a share of its norm.
 TOLERANCE = {"float32": 1e-5, "float16": 1e-3, "bfloat16": 1e-2}
+# A gradient jumps where rounding takes a ReLU over 0, as it does somewhere in a deep network. So a map may
+# also differ by this many times what it moves when the film moves by a tenth of the tolerance, up to a share
+# of its norm beyond which it says nothing.
+_TIMES_MOVED, _NOISE_SHARE = 10, 0.5
 # A name that is not a number is no version to TensorFlow Serving's watcher.
 _UNFINISHED = ".export-"
 _ABANDONED_SECONDS = 3600
@@ -34,8 +40,9 @@ def export(run, to, explain=None) -> Path:
         run: a run folder (model.keras and spec.json), or a .keras file with spec.json beside it.
         to: the model's folder, for example saved_models/view_classifier; the next version number is written
             into it, atomically: a server that watches the folder sees all of the version or nothing.
-        explain: explanation methods to export, the first one also answers as `explain`; by default those
-            that suit the model, `kxray.explain.default_methods`.
+        explain: explanation methods to export, with their options, as `serving.methods.parse` reads them:
+            `["grad_cam", "lrp:composite=epsilon_plus"]`, or a dict from method to options. The first one also
+            answers as `explain`; by default those that suit the model, `kxray.explain.default_methods`.
 
     Returns:
         The version's folder.
@@ -63,18 +70,21 @@ def export_model(model, spec, to, explain=None) -> Path:
 
     Raises:
         ValueError: the model does not fit the spec or a method, or the written SavedModel does not repeat
-            its probabilities and maps to 1e-5 (see TOLERANCE); nothing is left behind then.
+            its probabilities and maps to 1e-5 (see TOLERANCE); nothing is left behind then. Maps of a deep
+            network that jump under rounding (gradients, lrp) are compared by how far they jump.
     """
     from kxray.explain import default_methods
 
-    explain = default_methods(model) if explain is None else tuple(dict.fromkeys(explain))
+    explain = methods.parse(default_methods(model) if explain is None else explain)
     signatures = _signatures(model, spec, explain)
+    # Traced before anything is written: a method may refuse a model only then.
+    archive = _archive(signatures)
     to = Path(to)
     to.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(to)
     unfinished = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=to))
     try:
-        _write(signatures, spec, unfinished, to.name)
+        _write(archive, signatures, spec, unfinished, to.name)
         _verify(model, spec, explain, unfinished)
         unfinished.chmod(0o755)
         return _publish(unfinished, to)
@@ -100,7 +110,6 @@ def _remove_abandoned(to):
 
 def _signatures(model, spec, explain):
     """The signatures to write; ValueError unless model, spec and methods fit each other."""
-    from kxray.explain import METHODS
     from kxray.explain.graph import require_functional
     from serving import graph
 
@@ -115,23 +124,22 @@ def _signatures(model, spec, explain):
             f"a {spec.task} model of {spec.num_labels} labels has {expected_units} output units, "
             f"model {model.name!r} has {got_units}"
         )
-    for method in explain or ("",):
-        if method not in METHODS:
-            raise ValueError(
-                f"unknown explanation method {method!r}; the known ones are: {', '.join(METHODS)}"
-            )
     return graph.endpoints(model, spec, explain)
 
 
-def _write(signatures, spec, folder, name):
+def _archive(signatures):
     import keras
-
-    from serving import warmup
 
     archive = keras.export.ExportArchive()
     # Not archive.track(model): variables that endpoints use are found anyway; tracking stores them twice.
     for signature_name, (function, input_signature) in signatures.items():
-        archive.add_endpoint(signature_name, function, input_signature)
+        archive.add_endpoint(signature_name, function, input_signature).get_concrete_function()
+    return archive
+
+
+def _write(archive, signatures, spec, folder, name):
+    from serving import warmup
+
     archive.write_out(str(folder), verbose=False)
     extra = folder / "assets.extra"
     extra.mkdir()
@@ -159,11 +167,11 @@ def _verify(model, spec, explain, folder):
     }
     # Not -1: where two labels are nearly tied, rounding may predict either.
     labels = [0, spec.num_labels - 1]
-    for method in explain:
+    for method, options in explain.items():
         name = f"explain_{method}"
         answers[name] = signatures[name](image_bytes=tf.stack([png, png]), label=tf.constant(labels))
-        maps = _expected_maps(model, spec, images, method, labels)
-        _compare(name, answers[name]["heatmap"], maps, tolerance * max(1, abs(maps).max()))
+        expected_maps = functools.partial(_expected_maps, model, spec, labels, method, options)
+        _compare_maps(name, answers[name]["heatmap"].numpy(), expected_maps, images, tolerance)
     for name, outputs in answers.items():
         _compare(name, outputs["probabilities"], expected, tolerance)
     for request in warmup.read(folder / "assets.extra" / warmup.FILE_NAME):
@@ -188,17 +196,18 @@ def _expected_probabilities(model, spec, images, tolerance):
     return np.concatenate([1 - expected, expected], axis=-1) if spec.task == "binary" else expected
 
 
-def _expected_maps(model, spec, images, method, labels):
+def _expected_maps(model, spec, labels, method, options, images):
     """The maps of the Keras model for one film and each of `labels`, float32 (len(labels), h, w)."""
     import numpy as np
+    import tensorflow as tf
 
-    from kxray.explain import attribute
+    from kxray.explain import attribute, binary_explainer
 
     films = np.repeat(images, len(labels), axis=0)
     if spec.task != "binary":
-        return attribute(model, films, labels, method).sum(axis=-1)
-    sign = np.float32([1 if label == 1 else -1 for label in labels])[:, None, None]
-    return sign * attribute(model, films, 0, method).sum(axis=-1)
+        return attribute(model, films, labels, method, **options).sum(axis=-1)
+    explain = binary_explainer(model, method, **options)
+    return explain(tf.constant(films), tf.constant(labels))["heatmap"].numpy().sum(axis=-1)
 
 
 def _compare(signature_name, got, expected, tolerance):
@@ -210,6 +219,41 @@ def _compare(signature_name, got, expected, tolerance):
             f"the exported {signature_name} differs from the Keras model by {difference:.1e}, more than "
             f"{tolerance:.0e}; nothing was written"
         )
+
+
+def _compare_maps(signature_name, got, expected_maps, images, tolerance):
+    import numpy as np
+
+    images = np.asarray(images)
+    expected = expected_maps(images)
+    if not np.isfinite(expected).all():
+        raise ValueError(
+            f"{signature_name} is not finite on this model; give it other options. Nothing was written"
+        )
+    difference = _apart(got, expected)
+    if difference <= tolerance:
+        return
+    noise = np.random.default_rng(0).uniform(-0.1, 0.1, images.shape) * tolerance
+    moved = _apart(expected_maps((images + noise).astype("float32")), expected)
+    if moved > _NOISE_SHARE:
+        raise ValueError(
+            f"{signature_name} is rounding noise on this model: a change of {tolerance / 10:.0e} in the film "
+            f"changes the map by {moved:.1g} of its norm; give it other options. Nothing was written"
+        )
+    limit = min(_TIMES_MOVED * max(tolerance, moved), _NOISE_SHARE)
+    if not difference <= limit:
+        raise ValueError(
+            f"the exported {signature_name} differs from the Keras model by {difference:.1e} of its norm, "
+            f"more than {limit:.0e}; nothing was written"
+        )
+
+
+def _apart(got, expected):
+    """The largest difference of a film's maps (N, h, w), as a share of the norm of the expected one."""
+    import numpy as np
+
+    norms = np.linalg.norm(expected, axis=(1, 2))
+    return float((np.linalg.norm(got - expected, axis=(1, 2)) / np.where(norms > 0, norms, 1)).max())
 
 
 def _far(got, expected, tolerance) -> bool:
@@ -238,11 +282,20 @@ def _publish(unfinished: Path, to: Path) -> Path:
 @click.option(
     "--explain",
     multiple=True,
+    metavar="METHOD[:OPTION=VALUE]...[,METHOD...]",
     show_default="multiscale_cam where the model's stages vote, and grad_cam",
-    help="Explanation method; may be given several times, the first one answers as `explain`.",
+    help="Explanation methods; each answers as `explain_METHOD`, the first one also as `explain`.",
 )
 def main(run, to, explain):
-    """Writes RUN (a run folder, or a .keras file with spec.json beside it) as the next version under --to."""
+    """Writes RUN (a run folder, or a .keras file with spec.json beside it) as the next version under --to.
+
+    \b
+    export runs/bones --to saved_models/bones --explain multiscale_cam,grad_cam,rap
+    export runs/bones --to saved_models/bones --explain rap,lrp:composite=epsilon_plus:canonize=thresh
+    export runs/bones --to saved_models/bones --explain integrated_gradients:steps=20:baseline=mean
+
+    The methods and their options are those of kxray.explain; a wrong name answers with the list.
+    """
     import_tensorflow_quietly()
     try:
         click.echo(export(run, to, explain or None))

@@ -2,11 +2,12 @@
 
 import tensorflow as tf
 
-from kxray.explain import PREDICTED, detailed_explainer
+from kxray.explain import PREDICTED, binary_explainer, detailed_explainer
 from kxray.explain.graph import with_logits
 from kxray.io.film import MAX_PIXELS, MAX_SIDE, MIN_SIDE
 from kxray.layers.film_input import film_input
 from kxray.spec import UNSURE
+from serving.methods import parse, text
 
 _PNG_SIGNATURE = [0x89, 0x50, 0x4E, 0x47, 0x0D, 0x0A, 0x1A, 0x0A]
 _IHDR = [0x49, 0x48, 0x44, 0x52]
@@ -25,8 +26,8 @@ def endpoints(model, spec, methods):
     Args:
         model: functional keras.Model from (N, h, w, 1) to one sigmoid unit (task binary) or L units.
         spec: its kxray.ModelSpec.
-        methods: names of explanation methods (`kxray.explain.METHODS`); the first one also answers as
-            `explain`.
+        methods: explanation methods (`kxray.explain.METHODS`) with their options, as
+            `serving.methods.parse` reads them; the first one also answers as `explain`.
 
     Returns:
         dict from signature name to (function, its input signature):
@@ -37,13 +38,16 @@ def endpoints(model, spec, methods):
         the film speaks for that label, `explained_label` string (N,), and whatever else the method computes:
         multiscale_cam `stage_maps` float32 (N, S, h, w), the map of each of S stages before weighting,
         `relevance_weights` float32 (N, S) and `stage_names` string (N, S), shallow to deep, so that
-        heatmap = sum over S of relevance_weights * stage_maps; grad_cam nothing.
-        Prediction and explanation share one forward pass;
-        `describe` (no input): `spec` string (1,), its JSON, and `labels` string (1, L).
+        heatmap = sum over S of relevance_weights * stage_maps; integrated_gradients `completeness_error`
+        float32 (N,). CAM methods give maps at the resolution of their features, pixel methods (gradients,
+        lrp, rap) at that of the network's input. Prediction and explanation share one forward pass;
+        `describe` (no input): `spec` string (1,), its JSON, `labels` string (1, L), and `explanations` string
+        (1, M), the methods with their options as text, in the order of `methods`.
 
     Raises:
         ValueError: a method that cannot read this model.
     """
+    methods = parse(methods)
     prepare = film_input(spec)
     height, width = spec.image_size
     run = with_logits(model)
@@ -72,7 +76,7 @@ def endpoints(model, spec, methods):
     def answer(logits):
         probabilities = _probabilities(logits, spec)
         # Half-precision or saturated probabilities tie where logits do not; an explainer goes by the logits.
-        ranked = probabilities if spec.task == "binary" else logits
+        ranked = tf.concat([-logits, logits], axis=-1) if spec.task == "binary" else logits
         top = tf.argmax(ranked, axis=-1, output_type=tf.int32)
         return top, {
             "probabilities": probabilities,
@@ -92,34 +96,36 @@ def endpoints(model, spec, methods):
         )
         return answer(network(images))[1]
 
-    def explain_by(method):
-        explain_images = detailed_explainer(model, method)
+    def explain_by(method, options):
+        build = binary_explainer if spec.task == "binary" else detailed_explainer
+        explain_images = build(model, method, **options)
 
         @tf.function(input_signature=[films, label_batch], autograph=False)
         def explain(image_bytes, label):
             with tf.control_dependencies(_label_checks(image_bytes, label, spec)):
                 images = network_input(tf.identity(image_bytes))
-            unit = tf.zeros_like(label) if spec.task == "binary" else label
-            found = dict(explain_images(images, unit))
+            found = dict(explain_images(images, label))
             top, outputs = answer(found.pop("logits"))
             chosen = tf.where(label == PREDICTED, top, label)
             found["heatmap"] = tf.reduce_sum(found["heatmap"], axis=-1)
-            if spec.task == "binary":
-                found = _speaking_for(chosen, found)
             return {**found, **outputs, "explained_label": tf.gather(labels, chosen)}
 
         return explain
 
     def describe():
-        return {"spec": tf.constant([spec.to_json()]), "labels": tf.identity(labels)[None]}
+        return {
+            "spec": tf.constant([spec.to_json()]),
+            "labels": tf.identity(labels)[None],
+            "explanations": tf.constant([[text(*pair) for pair in methods.items()]]),
+        }
 
     signatures = {
         "serving_default": (serving_default, [films]),
         "predict_pixels": (predict_pixels, [pixel_batch]),
     }
-    explanations = {method: explain_by(method) for method in methods}
-    named = {f"explain_{method}": explanation for method, explanation in explanations.items()}
-    for name, explanation in {"explain": explanations[methods[0]], **named}.items():
+    named = {f"explain_{method}": explain_by(method, options) for method, options in methods.items()}
+    first = next(iter(named.values()))
+    for name, explanation in {"explain": first, **named}.items():
         signatures[name] = (_endpoint(explanation), [films, label_batch])
     return signatures | {"describe": (describe, [])}
 
@@ -130,21 +136,6 @@ def _endpoint(explanation):
         return explanation(image_bytes, label)
 
     return explain
-
-
-def _speaking_for(chosen, found):
-    """Maps of a binary model's one unit, which speaks for labels[1], as maps of the chosen label.
-
-    A map that is linear in the score speaks for labels[0] with its sign turned; by their names those are the
-    heatmap and everything called ..._map or ..._maps.
-    """
-    sign = tf.where(chosen == 1, 1.0, -1.0)
-    return {
-        name: tf.reshape(sign, [-1] + [1] * (value.shape.rank - 1)) * value
-        if name.endswith(("map", "maps"))
-        else value
-        for name, value in found.items()
-    }
 
 
 def _require(condition, message):

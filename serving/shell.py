@@ -42,6 +42,8 @@ def import_tensorflow_quietly() -> None:
     with silent_stderr():
         import tensorflow as tf
 
+        # Python's side of it: advice about retracing, for one, where several methods are traced one by one.
+        tf.get_logger().setLevel("ERROR")
         # Looking for a GPU fails with an error message where there is none; it stays where there is one.
         if not any(map(os.path.exists, _GPU_DRIVERS)):
             tf.config.list_physical_devices()

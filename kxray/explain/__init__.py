@@ -12,6 +12,7 @@ from kxray.explain.attribution import (
     explainer,
 )
 from kxray.explain.eigen import eigen_cam
+from kxray.explain.labels import binary_explainer
 from kxray.explain.multiscale import MultiscaleCams, multiscale_cams
 from kxray.explain.overlay import overlay
 from kxray.explain.tf_keras_vis import activation_maximisation, score_cam
@@ -22,6 +23,7 @@ __all__ = [
     "MultiscaleCams",
     "activation_maximisation",
     "attribute",
+    "binary_explainer",
     "default_methods",
     "detailed_explainer",
     "eigen_cam",

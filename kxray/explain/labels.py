@@ -1,10 +1,57 @@
-"""One unit for two labels, or one unit a label: the same model, told in two ways."""
+"""Binary models have one unit for two labels; this explains each label."""
 
 import keras
+import tensorflow as tf
 from keras import layers, ops
 
+from kxray.explain.attribution import detailed_explainer
 from kxray.explain.graph import called_with
 from kxray.explain.head import logit_layer
+
+
+def binary_explainer(model, method, **options):
+    """Builds a function that explains either label of a model of one sigmoid unit.
+
+    Args:
+        model: functional model with one output unit, the logit z of its second label.
+        method, **options: see `kxray.explain.explainer`.
+
+    Returns:
+        Function (images float32 (N, H, W, C), label int32 (N,): 0, 1, or -1 for the predicted one) -> dict of
+        `kxray.explain.detailed_explainer`; its `logits` are z, (N, 1).
+
+    Raises:
+        ValueError: see `kxray.explain.explainer`.
+    """
+    if not isinstance(logit_layer(model), layers.Dense):
+        return _turning(detailed_explainer(model, method, **options))
+    explain = detailed_explainer(with_a_unit_a_label(model), method, **options)
+
+    def of_label(images, label):
+        found = explain(images, label)
+        return {**found, "logits": found["logits"][:, 1:]}
+
+    return of_label
+
+
+def _turning(explain):
+    """What speaks against the unit speaks for label 0: the sign of maps turns, and of errors with them.
+
+    By their names those are the heatmap and everything called ..._map, ..._maps or ..._error.
+    """
+
+    def of_label(images, label):
+        found = explain(images, tf.zeros_like(label))
+        predicted = tf.cast(found["logits"][:, 0] > 0, tf.int32)
+        sign = tf.where(tf.where(label < 0, predicted, label) == 1, 1.0, -1.0)
+        return {
+            name: tf.reshape(sign, [-1] + [1] * (value.shape.rank - 1)) * value
+            if name.endswith(("map", "maps", "error"))
+            else value
+            for name, value in found.items()
+        }
+
+    return of_label
 
 
 def with_a_unit_a_label(model) -> keras.Model:

@@ -122,13 +122,44 @@ def staged_model(staged):
 
 
 @pytest.fixture(scope="session")
-def models_root(tmp_path_factory, model, spec, staged_model):
-    """A folder of models: `view` and `staged` with version 1, exported once a session, `empty` with none."""
+def dense_model(fixed_weights):
+    """A tiny DenseNet with batch normalisation, ReLU, convolution in that order, and its spec."""
+    import keras
+    from keras import layers
+
+    from kxray.spec import ModelSpec
+
+    def unit(x, features, kernel_size):
+        x = layers.Activation("relu")(layers.BatchNormalization()(x))
+        return layers.Conv2D(features, kernel_size, padding="same", use_bias=False)(x)
+
+    film = keras.Input((24, 20, 1))
+    x = layers.Conv2D(4, 3, 2, "same", use_bias=False)(film)
+    x = layers.Concatenate(name="wide")([x, unit(x, 4, 3)])
+    x = layers.AveragePooling2D(2)(unit(x, 6, 1))
+    x = layers.Activation("relu")(layers.BatchNormalization()(x))
+    outputs = layers.Dense(3, activation="softmax")(layers.GlobalAveragePooling2D()(x))
+    model = fixed_weights(keras.Model(film, outputs, name="dense"), gain=6.0)
+    for layer in model.layers:
+        if isinstance(layer, layers.BatchNormalization):
+            # Around 1 and above 0, as those of a trained network.
+            layer.gamma.assign(layer.gamma + 1.0)
+            layer.moving_variance.assign(layer.moving_variance + 0.5)
+    return model, ModelSpec("dense", ("clear", "mass", "nodule"), "multiclass", (24, 20))
+
+
+@pytest.fixture(scope="session")
+def models_root(tmp_path_factory, model, spec, staged_model, dense_model):
+    """A folder of models, exported once a session.
+
+    `view`, `staged` and `dense`, which explains pixel by pixel, have version 1, `empty` has none.
+    """
     from serving.export import export_model
 
     root = tmp_path_factory.mktemp("models")
     export_model(model, spec, root / "view")
     export_model(*staged_model, root / "staged")
+    export_model(*dense_model, root / "dense", "integrated_gradients:steps=8:baseline=mean,rap")
     return root
 
 
@@ -209,6 +240,7 @@ def server(start_server, models_root):
         f'model_config_list {{ config {{ name: "view" base_path: "{models_root}/view" '
         'model_platform: "tensorflow" version_labels { key: "stable" value: 1 } } '
         f'config {{ name: "staged" base_path: "{models_root}/staged" model_platform: "tensorflow" }} '
+        f'config {{ name: "dense" base_path: "{models_root}/dense" model_platform: "tensorflow" }} '
         f'config {{ name: "empty" base_path: "{models_root}/empty" model_platform: "tensorflow" }} }}'
     )
     with start_server(config, "--max-message-mb", "8", "--poll-seconds", "0.2") as running:

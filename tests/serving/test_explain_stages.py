@@ -254,7 +254,11 @@ def test_the_two_labels_of_one_unit_are_explained_with_opposite_signs(staged, fi
 
 
 def test_an_explanation_that_differs_from_keras_is_not_published(staged, tmp_path, monkeypatch):
-    monkeypatch.setattr(graph, "_speaking_for", lambda chosen, found: found)
+    def of_the_unit(model, method):
+        explain = kxray.explain.detailed_explainer(model, method)
+        return lambda images, label: explain(images, 0 * label)
+
+    monkeypatch.setattr(graph, "binary_explainer", of_the_unit)
     with pytest.raises(ValueError, match=r"exported explain_grad_cam differs .* nothing was written"):
         export_model(*staged("binary"), tmp_path / "staged", explain=["grad_cam"])
     assert list((tmp_path / "staged").iterdir()) == []

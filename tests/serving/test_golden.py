@@ -18,6 +18,7 @@ NAMES = {
     "explain": ("view", "explain"),
     "describe": ("view", "describe"),
     "explain_stages": ("staged", "explain"),
+    "explain_pixels": ("dense", "explain"),
 }
 PREDICT = "/tensorflow.serving.PredictionService/Predict"
 

@@ -1,4 +1,8 @@
 
+&
+explanationsBgrad_cam
+(
+labelsBfrontalBlateral
 ¯
 spec¦B›{
   "format": 1,
@@ -20,7 +24,5 @@
   "temperature": 1.5,
   "provenance": {}
 }
-
-(
-labelsBfrontalBlateral
+
 viewdescribe
