@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from training import films as film_tables
-from training import options, runs, scoring, shell
+from training import finding_scores, findings, options, runs, scoring, shell
 from training.films import DEFAULT_PHANTOMS
 from training.job import ClassifierJob
 from training.options import option
@@ -85,8 +85,11 @@ def fit_classifier(recipe, given, task_of) -> Path:
         task_of: function of a recipe: its `training.films.ClassifierTask`; raises ValueError on options that
             do not fit each other.
     """
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     recipe, given = runs.with_absolute_places(recipe, given)
+    if not recipe.resume:
+        # Found out now, not after the training.
+        runs.check_exportable(recipe.export or recipe.out or "")
     if recipe.resume:
         folder, recipe = runs.resumed(recipe, given)
     elif recipe.dry_run:
@@ -116,6 +119,10 @@ def fit_classifier(recipe, given, task_of) -> Path:
 
 
 def _tell(console, folder, scores):
+    if "findings" in scores:
+        told = f"SavedModel {scores['saved_model']}\nreport {(folder / 'report.html').resolve()}"
+        console.print(f"{_of_findings(scores)}\n{told}", soft_wrap=True)
+        return
     console.print(
         f"balanced accuracy {_interval(scores['balanced_accuracy'], 3)}, {scores['conditions']}\n"
         f"{_without_anatomy(folder, scores)}\n"
@@ -123,6 +130,28 @@ def _tell(console, folder, scores):
         f"report {(folder / 'report.html').resolve()}",
         soft_wrap=True,
     )
+
+
+def _of_findings(scores):
+    """One line a finding, then the means, beside what a classifier reaches that sees no anatomy."""
+    longest = max(map(len, scores["findings"]))
+    lines = [
+        f"{name:<{longest}}  AUROC {_interval(score['auroc'], 3)}, {score['positive']} of "
+        f"{score['positive'] + score['negative']} films; no anatomy "
+        f"{_interval(scores['baseline']['findings'][name]['auroc'])}"
+        for name, score in scores["findings"].items()
+    ]
+    histogram, whole = (_interval(scores[key]["auroc"]) for key in ("histogram_baseline", "baseline"))
+    lines += [
+        f"mean AUROC {_interval(scores['auroc'], 3)}, average precision "
+        f"{_interval(scores['average_precision'], 3)}, {len(scores['findings'])} findings, "
+        f"{scores['conditions']}",
+        f"no anatomy: grey histogram alone {histogram}, with borders and sharpness {whole}",
+    ]
+    reached = ["their mean" if name == "mean" else name for name in finding_scores.reaching(scores)]
+    if reached:
+        lines[-1] += f" -> shortcut likely? that may be all it takes for {', '.join(reached)}"
+    return "\n".join(lines)
 
 
 def _without_anatomy(folder, scores):
@@ -159,13 +188,11 @@ def _dry_run(recipe, task, console):
         _tell_of_model(dataclasses.replace(task, labels=task.labels or ("a", "b")), console)
         return None
     table, skipped, notes = film_tables.read_labelled(recipe.data, task, recipe.skip_bad)
-    task = task.for_films(table)
-    counts = table[task.label_column].value_counts()
-    console.print(
-        f"{len(table)} films: " + ", ".join(f"{name} {counts.get(name, 0)}" for name in task.labels)
-    )
+    task, table, own_notes = film_tables.settle(task, table)
+    console.print(f"{len(table)} films: {_counts(task, table)}", soft_wrap=True)
     for note in [
         *notes,
+        *own_notes,
         *(f"would skip row {row}: {why}" for row, why in skipped[["row", "problem"]].values),
     ]:
         console.print(note)
@@ -173,6 +200,17 @@ def _dry_run(recipe, task, console):
     console.print_json(json.dumps(split.facts()))
     _tell_of_model(task, console)
     return None
+
+
+def _counts(task, table):
+    if task.multilabel:
+        counted = findings.counted(table, task.labels).iterrows()
+        return ", ".join(
+            f"{name} {row.positive}" + (f" ({row.unknown} unknown)" if row.unknown else "")
+            for name, row in counted
+        )
+    counts = table[task.label_column].value_counts()
+    return ", ".join(f"{name} {counts.get(name, 0)}" for name in task.labels)
 
 
 def _tell_of_model(task, console):

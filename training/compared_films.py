@@ -111,6 +111,26 @@ def folds_of(recipe, task, films, grouping, seed) -> list[Fold]:
     return [Fold(members, rows[parts == "test"], rows[parts == "val"])]
 
 
+def check_every_class(task, films, splits, parts) -> None:
+    """Raises ValueError where no training, validation or test film of a seed shows a class.
+
+    Args:
+        task, films: ClassifierTask and RunFilms.
+        splits: seed -> its `Fold`s.
+        parts: (seed, number of the fold) -> positions (training films, validation films).
+    """
+    for seed, folds in splits.items():
+        trained, validated = zip(*(parts[seed, number] for number in range(len(folds))), strict=True)
+        used = {"train": trained, "validate": validated, "test": [fold.test for fold in folds]}
+        for what, rows in used.items():
+            shown = np.bincount(films.labels[np.concatenate(rows)], minlength=len(task.labels))
+            if not shown.all():
+                raise ValueError(
+                    f"label {task.labels[int(shown.argmin())]!r} has no film to {what} on in the split of "
+                    f"seed {seed}; give that part a larger share, or --folds, or leave the label out"
+                )
+
+
 def training_rows(fold, task, films, grouping, seed):
     """Positions (training films, validation films) of a fold; `seed` cuts out the validation films."""
     if fold.validation is None:

@@ -1,16 +1,14 @@
 """A comparison, from its films to its table: every network on the same splits, one training after another."""
 
 import dataclasses
-import json
 import re
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from rich.console import Console
 
-from training import compared_films, comparison_scores, options, runs, scoring, shell
+from training import compared_films, comparison_run, comparison_scores, runs, scoring
 from training import films as film_tables
 from training.fitting import Fitting
 from training.recipes import multiscale_cam
@@ -22,37 +20,28 @@ _SIZE_CLASS = re.compile(r"_scale\d+$")
 
 def run(recipe, given, rows_of) -> Path | None:
     """Runs or resumes a comparison and returns its folder."""
-    console = Console(highlight=False)
     recipe, given = runs.with_absolute_places(recipe, given)
-    if recipe.resume:
-        folder, recipe = runs.resumed(recipe, given)
-    else:
-        _check(recipe, given)
-        rows = rows_of(recipe, bool(recipe.classes))
-        for row in rows:
-            multiscale_cam.task_of(row.recipe)
-        if recipe.dry_run:
-            return _dry_run(recipe, rows, console)
-        source = Path(recipe.data).resolve().name if recipe.data else "fillet-phantoms"
-        folder = runs.create(recipe.out or runs.default_folder("compare-multiscale", source))
-        kept = {"recipe": "compare multiscale", "options": options.as_json(recipe)}
-        runs.write_json(folder / "config.json", kept)
-    console.print(f"folder {folder}", soft_wrap=True)
-    if not (folder / "metrics.json").exists():
-        shell.load_tensorflow()
-        progress = shell.progress_bars(console)
-        try:
-            with progress:
-                Comparison(recipe, folder, progress, rows_of).run()
-        except (ValueError, OSError):
-            if not recipe.resume and "data_fingerprint" not in runs.read_config(folder):
-                # Films or options will not do: the corrected command may use the same folder.
-                runs.discard(folder)
-            raise
-    for line in comparison_scores.told(json.loads((folder / "metrics.json").read_text(encoding="utf-8"))):
-        console.print(line, soft_wrap=True)
-    console.print(f"report {(folder / 'report.html').resolve()}", soft_wrap=True)
-    return folder
+
+    def work(recipe, folder, progress):
+        Comparison(recipe, folder, progress, rows_of).run()
+
+    return comparison_run.run(
+        "multiscale",
+        recipe,
+        given,
+        lambda console: _plan(recipe, given, rows_of, console),
+        work,
+        comparison_scores.told,
+    )
+
+
+def _plan(recipe, given, rows_of, console):
+    _check(recipe, given)
+    rows = rows_of(recipe, bool(recipe.classes))
+    for row in rows:
+        multiscale_cam.task_of(row.recipe)
+    if recipe.dry_run:
+        _tell(recipe, rows, console)
 
 
 def _check(recipe, given):
@@ -68,17 +57,15 @@ def _check(recipe, given):
         raise ValueError("--phantoms generates the films to compare on; with --data there are films")
 
 
-def _dry_run(recipe, rows, console):
+def _tell(recipe, rows, console):
+    """What a run would train."""
     for row in rows:
         console.print(f"would train {row.name}: {row.network}, {_trainings(recipe)} times")
-    if recipe.out is not None:
-        runs.check_free(recipe.out)
     if recipe.data is not None:
         from kxray import data
 
         table = data.read_source(recipe.data, check=not recipe.skip_bad)
         console.print(f"{len(table)} films")
-    return None
 
 
 def _trainings(recipe):
@@ -164,7 +151,7 @@ class Comparison:
             "dtype_policy": policy,
             "notes": [
                 *self.films.notes,
-                *runs.starting_notes(self.recipe, config["films_fingerprint"]),
+                *runs.starting_notes(self.recipe, config["films_fingerprint"], tested["path"]),
             ],
         }
         runs.write_json(self.folder / "config.json", config)

@@ -1,9 +1,13 @@
-"""Explains a folder of films: `python -m training.explain --run RUN --data DIR --out DIR`."""
+"""Explains a folder of films: `python -m training.explain --run RUN --data DIR --out DIR`.
+
+`python -m training.explain evaluate` compares the methods on films whose findings are known.
+"""
 
 import hashlib
 import io
 import os
 import re
+import sys
 from pathlib import Path
 
 import click
@@ -15,7 +19,19 @@ MOST_SHOWN = 200
 _LEFTOVER = re.compile(r"\..+-\w{8}\.(png|npz)")
 
 
-@click.command(context_settings={"max_content_width": 100})
+class _WithEvaluate(click.Command):
+    """The command itself; `evaluate` as its first word is another one, with options of its own."""
+
+    def main(self, args=None, prog_name=None, **extra):
+        args = [*(sys.argv[1:] if args is None else args)]
+        if args[:1] == ["evaluate"]:
+            from training.evaluating import main as evaluate
+
+            return evaluate.main(args[1:], f"{prog_name or 'explain'} evaluate", **extra)
+        return super().main(args, prog_name, **extra)
+
+
+@click.command(cls=_WithEvaluate, context_settings={"max_content_width": 100})
 @click.option("--run", required=True, help="Run folder of training.fit, or its model.keras.")
 @click.option("--data", required=True, help="Folder of films of any formats, or a manifest CSV.")
 @click.option("--out", required=True, help="Folder to write to.")
@@ -48,12 +64,10 @@ def main(run, data, out, method, target, workers, batch_size, skip_bad):
     python -m training.phantom --kind fillet --count 400 --out fillets
     python -m training.explain --run runs/00003 --data fillets --target true --out scored
       Maps of each film's true label, scored against the bones that are known to be there.
+    python -m training.explain evaluate --run runs/00003 --data fillets
+      All methods on the same films in one table; see its --help.
     """
-    for folder, name in ((Path(data), "--data"), (Path(run), "--run")):
-        if not folder.exists():
-            raise ValueError(f"{folder}: no such file or folder ({name})")
-    if Path(out).exists() and not Path(out).is_dir():
-        raise ValueError(f"{out} is a file; --out names a folder")
+    check_places(run, data, out)
     shell.load_tensorflow()
 
     from training.film_explainer import FilmExplainer
@@ -62,6 +76,15 @@ def main(run, data, out, method, target, workers, batch_size, skip_bad):
     films = find(data, explainer.spec, out, skip_bad)
     told = explain(explainer, films, out, method, workers=workers, batch_size=batch_size, skip_bad=skip_bad)
     click.echo(told)
+
+
+def check_places(run, data, out):
+    """Raises ValueError for a run or data that are not there, or an --out that is a file."""
+    for folder, name in ((Path(data), "--data"), (Path(run), "--run")):
+        if not folder.exists():
+            raise ValueError(f"{folder}: no such file or folder ({name})")
+    if Path(out).exists() and not Path(out).is_dir():
+        raise ValueError(f"{out} is a file; --out names a folder")
 
 
 def find(data, spec, out, skip_bad=False):
@@ -122,6 +145,10 @@ def find(data, spec, out, skip_bad=False):
 
 def _known_labels(table, spec):
     """The column that holds this model's labels, as text; empty where the table has none."""
+    if spec.task == "multilabel":
+        from training import findings
+
+        return findings.names_of(table, spec.labels)
     for name in ("label", "view", *table.columns):
         if name in table.columns:
             known = [value for value in table[name] if not isinstance(value, str) or value]
@@ -171,7 +198,7 @@ def explain(explainer, films, out, method, *, workers=None, batch_size=16, skip_
     _remove_leftovers(out)
     todo = films[[path not in table for path in films["path"]]]
     folder = films.attrs["folder"]
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     columns = (TextColumn("explaining films"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with table, Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         bar = progress.add_task("", total=len(films), completed=len(films) - len(todo))

@@ -5,7 +5,6 @@ import hashlib
 from pathlib import Path
 
 import numpy as np
-from scipy.special import expit
 
 import kxray
 from training import scoring
@@ -38,7 +37,8 @@ class FilmExplainer:
         run: see `kxray.load`.
         method: one of `kxray.explain.METHODS`.
         target: a label, "predicted", or "true": the film's own label where it is known, else the predicted
-            one.
+            one. Of findings the most probable one is explained; with "true" of those that the film has, if
+            any.
 
     Attributes:
         spec: the model's ModelSpec.
@@ -69,27 +69,26 @@ class FilmExplainer:
                 f"with {self.spec.num_labels} labels needs {units}"
             )
         self.target = target
-        self._explain = explain.detailed_explainer(model, method)
-        self.digest = _digest(run)
+        self._logits = scoring.traced_logits(model, self.spec)
+        build = explain.binary_explainer if self.spec.task == "binary" else explain.detailed_explainer
+        self._explain = build(model, method)
+        self.digest = model_digest(run)
 
     def __call__(self, pixels, truths):
         """Explains a batch.
 
         Args:
             pixels: float32 (N, h, w, 1), network inputs.
-            truths: N labels, "" where unknown.
+            truths: N labels, "" where unknown; findings joined by `|`.
 
         Returns:
             list of N FilmExplanation.
         """
         import tensorflow as tf
 
-        one_unit = self.spec.task == "binary"
-        wanted = [self._wanted(truth) for truth in truths]
-        # The one unit of a binary model speaks for labels[1]; which label is explained is the map's sign.
-        units = np.zeros(len(wanted)) if one_unit else np.array(wanted)
+        wanted = self._wanted(pixels, truths)
         results = self._explain(
-            tf.constant(np.asarray(pixels, np.float32)), tf.constant(units.astype(np.int32))
+            tf.constant(np.asarray(pixels, np.float32)), tf.constant(np.array(wanted, np.int32))
         )
         results = {name: value.numpy() for name, value in results.items()}
         probabilities = self._probabilities(results.pop("logits"))
@@ -99,24 +98,24 @@ class FilmExplainer:
         for film, index in enumerate(wanted):
             label = int(probabilities[film].argmax()) if index < 0 else index
             details = {name: _plain(value[film]) for name, value in results.items()}
-            heatmap = maps[film]
-            if one_unit and label == 0:
-                heatmap = -heatmap
-                if "stage_maps" in details:
-                    details["stage_maps"] = -details["stage_maps"]
-            explained.append(FilmExplanation(label, probabilities[film], heatmap, details))
+            explained.append(FilmExplanation(label, probabilities[film], maps[film], details))
         return explained
 
-    def _wanted(self, truth):
+    def _wanted(self, pixels, truths):
+        """The label to explain of each film, an index; -1 for the predicted one."""
         labels = self.spec.labels
         if self.target in labels:
-            return labels.index(self.target)
-        return labels.index(truth) if self.target == TRUE and truth in labels else -1
+            return [labels.index(self.target)] * len(truths)
+        if self.target != TRUE:
+            return [-1] * len(truths)
+        if self.spec.task != "multilabel":
+            return [labels.index(truth) if truth in labels else -1 for truth in truths]
+        logits = self._logits(np.asarray(pixels, np.float32)).numpy()
+        there = np.array([[label in truth.split("|") for label in labels] for truth in truths])
+        return np.where(there.any(axis=1), np.where(there, logits, -np.inf).argmax(axis=1), -1).tolist()
 
     def _probabilities(self, logits):
-        if self.spec.task == "multilabel":
-            return expit(np.asarray(logits, float) / self.spec.temperature).astype(np.float32)
-        return scoring.probabilities_of(logits, self.spec.temperature).astype(np.float32)
+        return scoring.calibrated(logits, self.spec).astype(np.float32)
 
 
 def _plain(value):
@@ -126,7 +125,8 @@ def _plain(value):
     return value
 
 
-def _digest(run):
+def model_digest(run):
+    """SHA-256 of a run's model and spec: tells one model from another."""
     model = Path(run) / "model.keras" if Path(run).is_dir() else Path(run)
     digest = hashlib.sha256()
     for file in (model, model.with_name("spec.json")):

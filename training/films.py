@@ -2,75 +2,18 @@
 
 import dataclasses
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from kxray.io.files import replacing
-from kxray.io.film import MIN_SIDE
+from training import findings
+from training.task import SMALLEST_CLASS, ClassifierTask
 
 DEFAULT_PHANTOMS = 400
 TEST_SHARE = 0.2
 VALIDATION_SHARE = 1 / 6
-SMALLEST_CLASS = 3
-
-
-@dataclasses.dataclass(frozen=True)
-class ClassifierTask:
-    """What a recipe fixes: which model answers which question, and how it is trained.
-
-    Args:
-        name: of the recipe and of the exported model.
-        model: a name of `kxray.models`.
-        kind: "binary" (one sigmoid unit) or "multiclass" (softmax), as in `kxray.ModelSpec.task`.
-        label_column: manifest column with the label; `label` is used where a source has only that.
-        phantom_kind: "thorax" or "fillet", what is generated without --data.
-        image_size: (height, width) of the network's input.
-        build: function (spec) -> keras.Model with its starting weights.
-        optimizer: function (steps an epoch, the model to be trained) -> keras optimizer.
-        augment: function () -> the augmenting layers, in order.
-        labels: the classes, in the order of the spec; none for those that the source has.
-        min_side: smallest side of a film in pixels.
-        test_time_flips: over which views test films are also scored: "none", "horizontal" or "dihedral".
-        frozen_features: whether all that is trained comes after the model's layer "features", (N, F), so
-            that features need to be computed only once.
-        views: augmented views of each film that are kept then; 0 trains on the films as they are.
-        standardize: whether features are brought to mean 0 and deviation 1 then, by the training films.
-        told: function (spec) -> what `--dry-run` says of the model.
-    """
-
-    name: str
-    model: str
-    kind: str
-    label_column: str
-    phantom_kind: str
-    image_size: tuple[int, int]
-    build: Callable
-    optimizer: Callable
-    augment: Callable
-    labels: tuple[str, ...] = ()
-    min_side: int = MIN_SIDE
-    test_time_flips: str = "none"
-    frozen_features: bool = False
-    views: int = 0
-    standardize: bool = False
-    told: Callable | None = None
-
-    def for_films(self, table) -> "ClassifierTask":
-        """This task with the labels that a table of films has, where the recipe fixes none."""
-        labels = self.labels or tuple(sorted(set(table[self.label_column])))
-        if len(labels) < 2:
-            raise ValueError(f"every film is labelled {labels[0]!r}; a classifier needs two labels or more")
-        return dataclasses.replace(self, labels=labels)
-
-    @property
-    def spec(self):
-        """The `kxray.ModelSpec` of the untrained model, once the labels are known."""
-        from kxray.spec import ModelSpec
-
-        return ModelSpec(self.model, self.labels, self.kind, self.image_size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +24,7 @@ class RunFilms:
         table: one row a readable film; its index is the film's position in everything below. The column
             `training_only` marks films that are never validated or tested on.
         inputs: `kxray.data.pipeline.NetworkInputs` of all films.
-        labels: int (N,), positions in the task's labels.
+        labels: int (N,), positions in the task's labels; of findings float (N, L): 1, 0 or NaN (unknown).
         features: float32 (N, F), what the no-anatomy baseline sees.
         thumbnails: uint8 (N, 32, 32).
         notes: what a reader of the report should know.
@@ -116,6 +59,8 @@ def read_labelled(source, task, skip_bad, every_class=True):
     """
     from kxray import data
 
+    if task.multilabel:
+        return findings.read(source, task, skip_bad, every_class)
     table = data.read_source(source, check=False)
     notes = list(table.attrs.get("notes", []))
     column = task.label_column
@@ -159,8 +104,16 @@ def generate_phantoms(folder, task, count, seed, progress=None) -> pd.DataFrame:
     from kxray import data
     from kxray.data.phantom import write_phantoms
 
-    manifest = write_phantoms(folder, task.phantom_kind, count, seed, progress=progress)
+    mix = findings.phantom_mix(task) if task.multilabel else None
+    manifest = write_phantoms(folder, task.phantom_kind, count, seed, mix=mix, progress=progress)
     return data.read_manifest(manifest)
+
+
+def settle(task, table) -> tuple:
+    """(the task with its labels, the films that it is trained and tested on, notes) for a table of films."""
+    if task.multilabel:
+        return findings.settle(task, table)
+    return task.for_films(table), table, []
 
 
 def load(recipe, task, folder, progress) -> tuple[ClassifierTask, RunFilms]:
@@ -178,10 +131,13 @@ def load(recipe, task, folder, progress) -> tuple[ClassifierTask, RunFilms]:
 
     folder = Path(folder)
     table, problems, notes = _main_table(recipe, task, folder, progress)
-    task = task.for_films(table)
+    task, table, own_notes = settle(task, table)
+    notes += own_notes
+    for note in own_notes:
+        progress.console.print(note, soft_wrap=True)
     extras = _training_only(recipe, task, folder, progress)
     for extra in extras:
-        foreign = sorted(set(extra[task.label_column]) - set(task.labels))
+        foreign = () if task.multilabel else sorted(set(extra[task.label_column]) - set(task.labels))
         if foreign:
             raise ValueError(
                 f"extra training films are labelled {', '.join(foreign)}; those of {recipe.data} "
@@ -247,9 +203,24 @@ def load(recipe, task, folder, progress) -> tuple[ClassifierTask, RunFilms]:
     unknown = int((table["training_only"] & (table["patient_id"] == "")).sum())
     if unknown:
         notes.append(f"{unknown} extra training films have no patient id: they may show tested patients")
-    labels = np.zeros(len(inputs), int)
-    labels[table.index] = [task.labels.index(label) for label in table[task.label_column]]
-    return task, RunFilms(table, inputs, labels, measured.features, measured.thumbnails, tuple(notes))
+    return task, RunFilms(
+        table,
+        inputs,
+        _labels_of(task, table, len(inputs)),
+        measured.features,
+        measured.thumbnails,
+        tuple(notes),
+    )
+
+
+def _labels_of(task, table, count):
+    if task.multilabel:
+        labels = np.full((count, len(task.labels)), np.nan)
+        labels[table.index] = findings.truths_of(table, task.labels)
+    else:
+        labels = np.zeros(count, int)
+        labels[table.index] = [task.labels.index(label) for label in table[task.label_column]]
+    return labels
 
 
 def _main_table(recipe, task, folder, progress):
@@ -339,7 +310,7 @@ def _given_split(recipe, task, table, grouping):
     train = split.parts == "train"
     inner = data.patient_split(
         table[train],
-        task.label_column,
+        task.stratified_by,
         val=VALIDATION_SHARE,
         test=0.0,
         seed=recipe.seed,
@@ -368,7 +339,7 @@ def validation_split(task, films, members, grouping, seed):
     table = films.tested[members]
     split = data.patient_split(
         table,
-        task.label_column,
+        task.stratified_by,
         val=VALIDATION_SHARE,
         test=0.0,
         seed=seed,
@@ -383,6 +354,8 @@ def check_classes(task, table, grouping=None) -> None:
 
     With a `kxray.data.Grouping`, films that are kept together count once.
     """
+    if task.multilabel:
+        return findings.check(task, table, grouping)
     if grouping is None:
         counts = table[task.label_column].value_counts()
     else:
@@ -406,10 +379,10 @@ def split_films(recipe, task, table, grouping):
         raise ValueError("--folds 1 leaves nothing to train on; 0 makes one split, 2 and more make folds")
     check_classes(task, table, grouping)
     if recipe.folds:
-        return data.patient_folds(table, task.label_column, recipe.folds, recipe.seed, grouping=grouping)
+        return data.patient_folds(table, task.stratified_by, recipe.folds, recipe.seed, grouping=grouping)
     if "split" in table.columns and (table["split"] != "").all():
         return _given_split(recipe, task, table, grouping)
     validation = VALIDATION_SHARE * (1 - TEST_SHARE)
     return data.patient_split(
-        table, task.label_column, val=validation, test=TEST_SHARE, seed=recipe.seed, grouping=grouping
+        table, task.stratified_by, val=validation, test=TEST_SHARE, seed=recipe.seed, grouping=grouping
     )

@@ -37,7 +37,7 @@ class Fitting:
 
     def __post_init__(self):
         self._steps = self._model = self._optimizer_start = None
-        self._frozen = None
+        self._frozen = self._weights = None
 
     @property
     def feature_seconds(self) -> float:
@@ -62,7 +62,7 @@ class Fitting:
             (model, history); the model, from films to probabilities, is trained anew by the next call.
         """
         from kxray.data import pipeline
-        from training import loop
+        from training import finding_loss, loop
         from training.frozen import start_head
 
         if self.task.frozen_features and self._frozen is None:
@@ -76,6 +76,7 @@ class Fitting:
         )
         recipe, replicas = self.recipe, self.devices[1]
         steps = pipeline.steps_per_epoch(train_rows, recipe.batch_size)
+        self._weigh(name, train_rows)
 
         def batches(first_epoch):
             return pipeline.training_batches(
@@ -132,7 +133,10 @@ class Fitting:
         self.progress.update(bar, completed=recipe.epochs, facts=facts)
         if self.progress.disable:
             self.progress.console.print(f"{name}: {facts}, {time.monotonic() - began:.0f} s", soft_wrap=True)
-        return (frozen.finish() if frozen else model), history
+        model = frozen.finish() if frozen else model
+        if self.task.multilabel:
+            finding_loss.take_back_weights(model, self._weights)
+        return model, history
 
     def logits_of(self, rows, flips="none") -> np.ndarray:
         """The pre-activation logits float32 (len(rows), units) of the last trained model.
@@ -180,8 +184,9 @@ class Fitting:
                 return self._model
             model.compile(
                 self.task.optimizer(steps, model),
-                "binary_crossentropy" if self.task.kind == "binary" else "categorical_crossentropy",
-                metrics=["accuracy"],
+                self._loss(),
+                # Of findings, most of which most films do not have, accuracy says nothing.
+                metrics=None if self.task.multilabel else ["accuracy"],
                 # Keras's loop over several steps does not run under MirroredStrategy.
                 steps_per_execution=loop.steps_per_execution(steps) if replicas == 1 else 1,
             )
@@ -190,13 +195,45 @@ class Fitting:
         self._optimizer_start = [variable.numpy() for variable in model.optimizer.variables]
         return model
 
+    def _loss(self):
+        from training.finding_loss import FindingsCrossentropy
+
+        if self.task.multilabel:
+            return FindingsCrossentropy()
+        return "binary_crossentropy" if self.task.kind == "binary" else "categorical_crossentropy"
+
+    def _weigh(self, name, train_rows):
+        """The weights of films with a finding in this training, from its own films alone."""
+        from training import finding_loss
+
+        if not self.task.multilabel:
+            return
+        self._weights = finding_loss.positive_weights(self.films.labels[train_rows])
+        told = ", ".join(
+            f"{label} {weight:.1f}" for label, weight in zip(self.task.labels, self._weights, strict=True)
+        )
+        self.progress.console.print(
+            f"{name}: a film with a finding counts (at most {finding_loss.LARGEST_WEIGHT:.0f}) {told} times "
+            "one without",
+            soft_wrap=True,
+        )
+
     def _targets(self):
-        """Float (N, units): the class as 0 or 1, or as a one-hot row."""
+        """Float (N, units): the class as 0 or 1, or as a one-hot row; of findings what their loss takes."""
+        from training.finding_loss import weighted_targets
+
         labels = self.films.labels
+        if self.task.multilabel:
+            return weighted_targets(labels, self._weights)
         return labels[:, None] if self.task.kind == "binary" else np.eye(len(self.task.labels))[labels]
 
     def _balanced(self, rows):
-        """Weights of all films with which every class of `rows` has the same say in the loss."""
+        """Weights of all films with which every class of `rows` has the same say in the loss.
+
+        Those of findings differ by finding, and come with the targets.
+        """
         labels = self.films.labels
+        if self.task.multilabel:
+            return np.ones(len(labels))
         counts = np.maximum(np.bincount(labels[rows], minlength=len(self.task.labels)), 1)
         return (len(rows) / (len(counts) * counts))[labels]

@@ -10,7 +10,7 @@ import pandas as pd
 
 from kxray.io.files import replacing, write_whole
 from training import films as film_tables
-from training import runs, scoring
+from training import finding_scores, findings, runs, scoring
 from training.fitting import Fitting
 
 _PARTS = ("train", "val", "test")
@@ -50,6 +50,8 @@ class ClassifierJob:
         self.fitting = Fitting(
             recipe, self.task, self.films, self.folder, self.progress, (self.scope, self.replicas)
         )
+        if self.task.told is not None:
+            self.progress.console.print(self.task.told(self.spec), soft_wrap=True)
         started = time.monotonic()
         predictions, model, history = self.folds() if recipe.folds else self.one_split()
         return self.finish(predictions, model, history, time.monotonic() - started)
@@ -68,18 +70,28 @@ class ClassifierJob:
                 "restore them or start a new run"
             )
         tested = self.films.tested
+        starting = runs.starting_notes(self.recipe, fingerprint, tested["path"])
         self.config = config | {
             "versions": runs.versions(),
             "data_fingerprint": fingerprint,
             "split_hash": data.save_split(tested.assign(split=self.split.parts), self.folder / "split.csv"),
             "split": self.split.facts(),
-            "films": {name: int((tested[self.task.label_column] == name).sum()) for name in self.task.labels},
+            "films": self.counted(tested),
             "training_only_films": len(self.films.extra),
             "replicas": self.replicas,
             "dtype_policy": self.policy,
-            "notes": [*self.films.notes, *self.split.notes, *runs.starting_notes(self.recipe, fingerprint)],
+            "notes": [*self.films.notes, *self.split.notes, *starting],
         }
+        if self.task.multilabel:
+            counts = findings.counted(tested, self.task.labels)
+            self.config["findings"] = counts.to_dict("index")
         runs.write_json(path, self.config)
+
+    def counted(self, tested) -> dict:
+        """Films of each class, or with each finding."""
+        if self.task.multilabel:
+            return {name: int((tested[name] == 1).sum()) for name in self.task.labels}
+        return {name: int((tested[self.task.label_column] == name).sum()) for name in self.task.labels}
 
     # Which films train, validate and test which model
 
@@ -120,11 +132,9 @@ class ClassifierJob:
 
     def predictions(self, validation_rows, test_rows, fold):
         """Predictions of the last model's validation and test films, calibrated on its validation films."""
-        from kxray.metrics import fit_temperature
-
         films = self.films
         logits = self.fitting.logits_of(validation_rows)
-        temperature = fit_temperature(logits, films.labels[validation_rows])
+        temperature, thresholds = self.fit_calibration(logits, films.labels[validation_rows])
         groups = pd.Series(self.split.grouping.groups, index=films.tested.index)
         parts = []
         for part, rows in (("val", validation_rows), ("test", test_rows)):
@@ -134,12 +144,25 @@ class ClassifierJob:
                 flipped = self.fitting.logits_of(rows, self.task.test_time_flips)
                 chosen = scoring.probabilities_of(flipped, temperature).argmax(axis=1)
                 facts["predicted_with_flips"] = [self.spec.labels[index] for index in chosen]
+            made = (films.table, rows, films.labels, logits)
             parts.append(
-                scoring.prediction_table(
-                    films.table, rows, films.labels, logits, temperature, self.spec, **facts
-                )
+                finding_scores.prediction_table(*made, (temperature, thresholds), self.spec, **facts)
+                if self.task.multilabel
+                else scoring.prediction_table(*made, temperature, self.spec, **facts)
             )
         return pd.concat(parts, ignore_index=True)
+
+    def fit_calibration(self, logits, labels):
+        """(temperature, thresholds by label) that were fitted on some films."""
+        from kxray import metrics
+
+        temperature = metrics.fit_temperature(logits, labels)
+        if self.task.multilabel:
+            spec = dataclasses.replace(self.spec, temperature=temperature)
+            probabilities = scoring.calibrated(logits, spec)
+            return temperature, metrics.youden_thresholds(probabilities, labels, self.task.labels)
+        probabilities = scoring.probabilities_of(logits, temperature)
+        return temperature, metrics.decision_thresholds(probabilities, labels, self.task.labels)
 
     # What is left behind
 
@@ -154,25 +177,20 @@ class ClassifierJob:
     def finish(self, predictions, model, history, seconds):
         import keras
 
-        from kxray import metrics
         from kxray.data.audit import FEATURE_GROUPS
         from serving.export import export
-        from training.report.classifier import write_report
-        from training.report.explained import explain_films
 
-        folder = self.folder
+        folder, seed = self.folder, self.recipe.seed
+        scored = finding_scores if self.task.multilabel else scoring
         test = predictions[predictions["part"] == "test"]
         # With folds, the kept model is calibrated on predictions that no model made of films it had seen.
         calibration = test if self.recipe.folds else predictions[predictions["part"] == "val"]
-        labels, logits, _ = scoring.columns_of(calibration, self.spec)
-        temperature = metrics.fit_temperature(logits, labels)
-        thresholds = metrics.decision_thresholds(
-            scoring.probabilities_of(logits, temperature), labels, self.task.labels
-        )
-        scores = scoring.scores_of(test, self.spec, self.recipe.seed, self.split.grouping.kind)
-        scores["baseline"] = scoring.baseline_scores(test, self.films, self.spec, self.recipe.seed)
-        scores["histogram_baseline"] = scoring.baseline_scores(
-            test, self.films, self.spec, self.recipe.seed, FEATURE_GROUPS["histogram"]
+        labels, logits = scored.columns_of(calibration, self.spec)[:2]
+        temperature, thresholds = self.fit_calibration(logits, labels)
+        scores = scored.scores_of(test, self.spec, seed, self.split.grouping.kind)
+        scores["baseline"] = scored.baseline_scores(test, self.films, self.spec, seed)
+        scores["histogram_baseline"] = scored.baseline_scores(
+            test, self.films, self.spec, seed, FEATURE_GROUPS["histogram"]
         )
         if self.task.test_time_flips != "none":
             scores["with_test_time_flips"] = scoring.accuracy_with_flips(test)
@@ -182,6 +200,7 @@ class ClassifierJob:
             "thresholds": thresholds,
             "fitted_on": "out-of-fold test films" if self.recipe.folds else "validation films",
         }
+        headline = "auroc" if self.task.multilabel else "balanced_accuracy"
         spec = dataclasses.replace(
             self.spec,
             temperature=temperature,
@@ -196,7 +215,7 @@ class ClassifierJob:
                 "kxray": self.config["versions"]["kxray"],
                 "keras": self.config["versions"]["keras"],
                 "calibration_fitted_on": scores["calibration"]["fitted_on"],
-                "balanced_accuracy": scores["balanced_accuracy"],
+                headline: scores[headline],
                 "score_conditions": scores["conditions"],
             },
         )
@@ -206,9 +225,21 @@ class ClassifierJob:
         with replacing(folder / "model.keras") as temporary:
             # Without its optimizer, which is twice as large, and which nobody loads outside of training.
             keras.Model(model.input, model.output, name=model.name).save(temporary)
-        explained = explain_films(model, spec, self.films.inputs, test, seen=bool(self.recipe.folds))
-        write_report(folder, spec, self.config, scores, predictions, history, explained=explained)
+        self.report(model, spec, scores, predictions, history)
         scores["saved_model"] = self.exported_once(export)
         # Last: a run that has metrics.json is complete.
         runs.write_json(folder / "metrics.json", scores)
         return scores
+
+    def report(self, model, spec, scores, predictions, history):
+        from training.report.classifier import write_report
+        from training.report.explained import explain_films
+        from training.report.findings import explain_findings, write_findings_report
+
+        test, seen = predictions[predictions["part"] == "test"], bool(self.recipe.folds)
+        if self.task.multilabel:
+            explained = explain_findings(model, spec, self.films.inputs, test, seen)
+            write_findings_report(self.folder, spec, self.config, scores, predictions, history, explained)
+        else:
+            explained = explain_films(model, spec, self.films.inputs, test, seen=seen)
+            write_report(self.folder, spec, self.config, scores, predictions, history, explained=explained)

@@ -1,7 +1,5 @@
 """Maps scored against masks: one film at a time, and a set of films with intervals."""
 
-import numpy as np
-
 from kxray import metrics
 from training.explained_table import SCORES
 
@@ -70,11 +68,6 @@ def _means(rows):
     patients = [row["patient_id"] or f"film {row['path']}" for row in rows]
     means = {"films": len(rows), "patients": len(set(patients))}
     for name in SCORES:
-        values = np.array([float(row[name]) for row in rows])
-
-        def mean(weights, values=values):
-            return (weights * values).sum(axis=-1) / weights.sum(axis=-1)
-
-        low, high = metrics.patient_bootstrap(mean, patients)
-        means[name] = {"value": float(values.mean()), "low": low, "high": high}
+        mean = metrics.summarise([float(row[name]) for row in rows], patients)
+        means[name] = {key: mean[key] for key in ("value", "low", "high")}
     return means

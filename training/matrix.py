@@ -1,12 +1,8 @@
-"""The job of `training.compare transfer`: options checked, a matrix run made or resumed, its result told."""
+"""The job of `training.compare transfer`: options and films checked, a matrix run made or told of."""
 
-import json
-import shutil
 from pathlib import Path
 
-from rich.console import Console
-
-from training import chosen_labels, compared_films, matrix_advice, options, runs, shell
+from training import chosen_labels, compared_films, comparison_run, matrix_advice, runs
 from training import films as film_tables
 from training.matrix_scores import FROZEN
 from training.recipes import transfer
@@ -14,46 +10,36 @@ from training.recipes import transfer
 
 def run(recipe, given, rows_of) -> Path | None:
     """Runs or resumes a matrix run and returns its folder."""
-    console = Console(highlight=False)
     # The weights of several backbones are no single path; the comparison has made each of them absolute.
     weights = {"weights": given["weights"]} if "weights" in given else {}
     recipe, others = runs.with_absolute_places(recipe, {**given, "weights": None})
     given = {**others, "weights": None, **weights}
-    if recipe.resume:
-        folder, recipe = runs.resumed(recipe, given)
-    else:
-        _check(recipe, given)
-        rows = rows_of(recipe)
-        for row in rows:
-            transfer.task_of(row.recipe)
-        table, notes = chosen_labels.read(recipe)
-        if table is not None:
-            _check_films(recipe, table)
-        if recipe.dry_run:
-            return _dry_run(recipe, rows, table, notes, console)
-        source = Path(recipe.data).resolve().name if recipe.data else "fillet-phantoms"
-        folder = runs.create(recipe.out or runs.default_folder("compare-transfer", source))
-        kept = {"recipe": "compare transfer", "options": options.as_json(recipe)}
-        runs.write_json(folder / "config.json", kept)
-    console.print(f"folder {folder}", soft_wrap=True)
-    if not (folder / "metrics.json").exists():
-        shell.load_tensorflow()
+
+    def work(recipe, folder, progress):
         from training.matrix_run import Matrix
 
-        progress = shell.progress_bars(console)
-        try:
-            with progress:
-                Matrix(recipe, folder, progress, rows_of(recipe)).run()
-        except (ValueError, OSError):
-            if not recipe.resume and "data_fingerprint" not in runs.read_config(folder):
-                # Films or options will not do: the corrected command may use the same folder.
-                shutil.rmtree(folder / "films", ignore_errors=True)
-                runs.discard(folder)
-            raise
-    for line in matrix_advice.told(json.loads((folder / "metrics.json").read_text(encoding="utf-8"))):
-        console.print(line, soft_wrap=True)
-    console.print(f"report {(folder / 'report.html').resolve()}", soft_wrap=True)
-    return folder
+        Matrix(recipe, folder, progress, rows_of(recipe)).run()
+
+    return comparison_run.run(
+        "transfer",
+        recipe,
+        given,
+        lambda console: _plan(recipe, given, rows_of, console),
+        work,
+        matrix_advice.told,
+    )
+
+
+def _plan(recipe, given, rows_of, console):
+    _check(recipe, given)
+    rows = rows_of(recipe)
+    for row in rows:
+        transfer.task_of(row.recipe)
+    table, notes = chosen_labels.read(recipe)
+    if table is not None:
+        _check_films(recipe, table)
+    if recipe.dry_run:
+        _tell(recipe, rows, table, notes, console)
 
 
 def _check(recipe, given):
@@ -85,9 +71,8 @@ def _check_films(recipe, table):
                 )
 
 
-def _dry_run(recipe, rows, table, notes, console):
-    if recipe.out is not None:
-        runs.check_free(recipe.out)
+def _tell(recipe, rows, table, notes, console):
+    """What a run would train."""
     films = recipe.phantoms or film_tables.DEFAULT_PHANTOMS
     if table is not None:
         films = len(table)
@@ -120,4 +105,3 @@ def _dry_run(recipe, rows, table, notes, console):
             f"epochs of about {trained} films: {work}",
             soft_wrap=True,
         )
-    return None

@@ -5,7 +5,7 @@ import shlex
 
 import pandas as pd
 
-from training.matrix_scores import FINE_TUNED, FROZEN, SIGNIFICANT, comparison_of, network
+from training.matrix_scores import FINE_TUNED, FROZEN, SIGNIFICANT, comparison_of, network, or_lowest
 
 _TIMES_WORTH_TELLING = 1.5
 
@@ -26,6 +26,11 @@ def several(count, word) -> str:
 
 def _number(value):
     return "undefined" if value is None or not math.isfinite(value) else f"{value:.3f}"
+
+
+def _defined(value) -> float:
+    """NaN for what JSON holds as null: no comparison with it is true."""
+    return math.nan if value is None else value
 
 
 def recommendation(metrics) -> list[str]:
@@ -64,7 +69,8 @@ def shortcut_likely(metrics) -> bool:
 
 def above_chance(metrics) -> bool:
     """Whether the chosen network is shown to be better than guessing."""
-    return metrics["rows"][metrics["chosen"]]["balanced_accuracy"]["low"] > 1 / len(metrics["labels"])
+    low = _defined(metrics["rows"][metrics["chosen"]]["balanced_accuracy"]["low"])
+    return low > 1 / len(metrics["labels"])
 
 
 def _anatomy(metrics, row):
@@ -72,12 +78,12 @@ def _anatomy(metrics, row):
     from kxray.data.shortcuts import EXPLAINED_SHARE, skill
 
     blind = metrics["baselines"].get("no-anatomy")
-    if blind is None or not blind["balanced_accuracy"]["low"] > 1 / len(metrics["labels"]):
+    if blind is None or not _defined(blind["balanced_accuracy"]["low"]) > 1 / len(metrics["labels"]):
         return []
     audit = f"audit the films first: python -m training.audit --data {shlex.quote(metrics['source'])}"
     if not _better(metrics, metrics["chosen"], "no-anatomy"):
         beaten = any(
-            other["balanced_accuracy"]["low"] > blind["balanced_accuracy"]["high"]
+            _defined(other["balanced_accuracy"]["low"]) > _defined(blind["balanced_accuracy"]["high"])
             for other in metrics["rows"].values()
         )
         who = "The chosen network does not beat" if beaten else "No network clearly beats"
@@ -88,11 +94,11 @@ def _anatomy(metrics, row):
             f"{network(row)} {interval(row['accuracy'])}): {audit}"
         ]
     labels = len(metrics["labels"])
-    reached = skill(blind["balanced_accuracy"]["value"], labels)
-    if reached >= EXPLAINED_SHARE * skill(row["balanced_accuracy"]["value"], labels):
+    reached, own = (_defined(score["balanced_accuracy"]["value"]) for score in (blind, row))
+    if skill(reached, labels) >= EXPLAINED_SHARE * skill(own, labels):
         return [
-            f"A classifier that sees no anatomy reaches {blind['balanced_accuracy']['value']:.3f} of the "
-            f"network's {row['balanced_accuracy']['value']:.3f} balanced accuracy: {audit}"
+            f"A classifier that sees no anatomy reaches {_number(reached)} of the network's {_number(own)} "
+            f"balanced accuracy: {audit}"
         ]
     return []
 
@@ -106,7 +112,7 @@ def _difference(test):
     """ "0.010 worse [-0.03, 0.01], p 0.300" of the other against the one."""
     size = -test["difference"]["value"]
     word = "better" if size > 0 else "worse" if size < 0 else "different"
-    low, high = -test["difference"]["high"], -test["difference"]["low"]
+    low, high = (-_defined(test["difference"][end]) for end in ("high", "low"))
     return f"{abs(size):.3f} {word} ({low:+.3f} to {high:+.3f}, {probability(test['p_permutation_holm'], 3)})"
 
 
@@ -172,16 +178,17 @@ def more_films(metrics) -> list[str]:
             continue
         gain, last = curve["doubling"], curve["points"][-1]
         told = (
-            f"{network(row)}: {interval(last['accuracy'])} with {last['films_per_class']:.0f} films a class; "
-            f"from {gain['from']:.0f} to {gain['to']:.0f}, a doubling of films brought {interval(gain)}"
+            f"{network(row)}: {interval(last['accuracy'])} with all training films, "
+            f"{last['films_per_class']:.0f} of the smallest class; from {gain['from']:.0f} to "
+            f"{gain['to']:.0f} of it, a doubling of films brought {interval(gain)}"
         )
-        if gain["low"] > 0:
+        if _defined(gain["low"]) > 0:
             reach = min(1.0, last["accuracy"]["value"] + gain["value"])
             told += (
                 f": more films should help; twice as many would give at most about {reach:.3f}, for gains "
                 "shrink as a curve flattens"
             )
-        elif gain["high"] < 0:
+        elif _defined(gain["high"]) < 0:
             told += ": more films did not help here; look at the labels and at the epochs"
         else:
             told += ": these films do not show that more of them would help"
@@ -199,7 +206,7 @@ def _other_backbone(metrics, name):
     }
     if not others:
         return "no other backbone was tried"
-    best = max(others, key=lambda key: others[key]["validation_balanced_accuracy"])
+    best = max(others, key=lambda key: or_lowest(others[key]["validation_balanced_accuracy"]))
     test = comparison_of(metrics, name, best)
     if test is not None:
         return f"another backbone, {network(others[best])}, is {_difference(test)}{_told_apart(test)}"

@@ -12,7 +12,7 @@ import pandas as pd
 from training import chosen_labels, compared_films, matrix_advice, matrix_scores, memory, runs, scoring
 from training import films as film_tables
 from training.fitting import Fitting
-from training.matrix_scores import ALL_FILMS
+from training.matrix_scores import ALL_FILMS, FROZEN
 from training.recipes import transfer
 
 
@@ -82,6 +82,7 @@ class Matrix:
             for seed, folds in self.splits.items()
             for number, fold in enumerate(folds)
         }
+        compared_films.check_every_class(self.task, self.films, self.splits, self.parts)
         self.fit_sizes()
         config = self.describe(tested, devices, policy)
         for line in self.split_told():
@@ -92,6 +93,7 @@ class Matrix:
             cells=pd.concat([self.row_cells(row, devices) for row in self.rows], ignore_index=True),
             baselines=baseline_cells,
             labels=list(self.task.labels),
+            smallest_class=float(np.median([self.smallest_class(train) for train, _ in self.parts.values()])),
         )
         metrics = matrix_scores.scores_of(results)
         metrics["source"] = str(source)
@@ -129,10 +131,7 @@ class Matrix:
 
     def fit_sizes(self):
         """Leaves out the sizes of learning curves that no training part has films for."""
-        labels, classes = self.films.labels, range(len(self.task.labels))
-        most = min(
-            int((labels[train] == label).sum()) for train, _ in self.parts.values() for label in classes
-        )
+        most = min(self.smallest_class(train) for train, _ in self.parts.values())
         beyond = sorted({size for row in self.rows for size in row.sizes if size >= most})
         if not beyond:
             return
@@ -145,11 +144,17 @@ class Matrix:
             for row in self.rows
         ]
 
+    def smallest_class(self, rows) -> int:
+        """How many films the class has that has fewest, among those at some positions."""
+        return int(np.bincount(self.films.labels[rows], minlength=len(self.task.labels)).min())
+
     def describe(self, tested, devices, policy) -> dict:
         """Writes config.json; a resumed run must find the films and labels it was started on."""
         config = compared_films.check_unchanged(self.folder, self.films, (self.task.label_column,))
         started = [
-            note for row in self.rows for note in runs.starting_notes(row.recipe, config["films_fingerprint"])
+            note
+            for recipe in {row.recipe.weights: row.recipe for row in self.rows}.values()
+            for note in runs.starting_notes(recipe, config["films_fingerprint"], tested["path"])
         ]
         config |= {
             "versions": runs.versions(),
@@ -157,7 +162,7 @@ class Matrix:
             "grouped_by": self.grouping.kind,
             "groups": self.grouping.count,
             "weights": {row.backbone: row.recipe.weights for row in self.rows},
-            "weights_sha256": self.weights_digests(config),
+            "weights_digests": self.digests,
             "parts": self.split_told(),
             "replicas": devices[1],
             "dtype_policy": policy,
@@ -185,25 +190,27 @@ class Matrix:
         return lines
 
     def check_networks(self):
-        """Builds every network once: starting weights that do not fit are found before films are read."""
-        for row in {row.backbone: row for row in self.rows}.values():
-            if row.recipe.weights != "none":
-                task = dataclasses.replace(transfer.task_of(row.recipe), labels=("a", "b"))
-                task.build(task.spec)
+        """Builds every network once: what does not fit is found before films are read.
 
-    def weights_digests(self, config) -> dict:
-        """SHA-256 of every file of starting weights; a resumed run must find the ones it was started with."""
-        from kxray.data.audit import file_digests
+        A resumed run must find the starting weights that it was started with, be they a file, a run or those
+        of ImageNet.
+        """
+        from kxray import models
 
-        paths = {row.backbone: row.recipe.weights for row in self.rows if Path(row.recipe.weights).is_file()}
-        digests = dict(zip(paths, file_digests(list(paths.values())), strict=True))
-        for backbone, known in config.get("weights_sha256", {}).items():
-            if digests.get(backbone, known) != known:
+        known, self.digests = runs.read_config(self.folder).get("weights_digests", {}), {}
+        # Of two modes fine-tuning, which goes last: its options may not fit the network's stages.
+        rows = sorted(self.rows, key=lambda row: row.mode != FROZEN)
+        for row in {row.backbone: row for row in rows}.values():
+            task = dataclasses.replace(transfer.task_of(row.recipe), labels=("a", "b"))
+            model = task.build(task.spec)
+            if row.recipe.weights == "none":
+                continue
+            self.digests[row.backbone] = models.weights_digest(model)
+            if known.get(row.backbone) not in (None, self.digests[row.backbone]):
                 raise ValueError(
-                    f"{paths[backbone]}: not the weights this comparison was started with; restore them, or "
-                    "start a new one"
+                    f"--weights {row.recipe.weights}: not the weights of {row.backbone} that this comparison "
+                    "was started with; restore them, or start a new one"
                 )
-        return digests
 
     # Trainings
 
@@ -352,7 +359,8 @@ class Matrix:
         changed |= {"backbone": row.backbone, "mode": row.mode, "weights": row.recipe.weights}
         given = []
         for name, value in changed.items():
-            if value is not None and value is not False:
-                given.append(f"--{name.replace('_', '-')}")
-                given += [] if value is True else [shlex.quote(str(value))]
+            if isinstance(value, bool):
+                given.append(f"--{'' if value else 'no-'}{name.replace('_', '-')}")
+            elif value is not None:
+                given += [f"--{name.replace('_', '-')}", shlex.quote(str(value))]
         return f"python -m training.fit transfer --data {shlex.quote(str(source))} {' '.join(given)}"

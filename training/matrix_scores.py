@@ -29,15 +29,17 @@ class Results:
     Args:
         rows: the networks: objects with `name`, `backbone` and `mode`.
         cells: predictions of validation and test films, one line a film, row, seed, fold and
-            `films_per_class` (0: all training films); see `training.matrix.Matrix.train`.
+            `films_per_class` (0: all training films); see `training.matrix_run.Matrix.train`.
         baselines: test predictions: row (texture, no-anatomy), path, group, seed, fold, label, predicted.
         labels: the classes, in order.
+        smallest_class: how many films the class with fewest has in a training on all films.
     """
 
     rows: list
     cells: pd.DataFrame
     baselines: pd.DataFrame
     labels: list[str]
+    smallest_class: float
 
 
 def network(row) -> str:
@@ -232,14 +234,17 @@ def _costs(cells):
 
 
 def _learning_curve(results, name):
-    """Accuracy by films a class, and what the last doubling of films brought; None without smaller sizes."""
+    """Accuracy by films a class, and what the last doubling of films brought; None without smaller sizes.
+
+    All films count as those of their smallest class, which are what a curve of balanced sizes goes on with.
+    """
     cells = results.cells[(results.cells["row"] == name) & (results.cells["part"] == "test")]
     if not (cells["films_per_class"] != ALL_FILMS).any():
         return None
     points, films_of = [], []
     for size in sorted(set(cells["films_per_class"]), key=lambda size: (size == ALL_FILMS, size)):
         mine = cells[cells["films_per_class"] == size]
-        count = size or float(_of_trainings(mine, "training_films").median() / len(results.labels))
+        count = size or results.smallest_class
         films_of.append(_films(mine))
         points.append(
             {
@@ -280,6 +285,11 @@ def _difference(one, other, level=0.95):
 # Choice and tests
 
 
+def or_lowest(value) -> float:
+    """A score to be ranked by: one that is not defined (NaN, in JSON null) comes after all others."""
+    return -np.inf if value is None or not np.isfinite(value) else value
+
+
 def _choice(results, validation, rows):
     """(name of the row to take, why): decided on validation films alone.
 
@@ -290,7 +300,10 @@ def _choice(results, validation, rows):
     def ranked(names):
         return sorted(
             names,
-            key=lambda name: (-rows[name]["validation_balanced_accuracy"], rows[name]["validation_loss"]),
+            key=lambda name: (
+                -or_lowest(rows[name]["validation_balanced_accuracy"]),
+                -or_lowest(-rows[name]["validation_loss"]),
+            ),
         )
 
     best = ranked(rows)[0]

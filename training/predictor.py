@@ -94,6 +94,6 @@ def _keras_model(path):
     logits_of = scoring.traced_logits(model, spec)
 
     def predict(pixels):
-        return scoring.probabilities_of(logits_of(pixels).numpy(), spec.temperature)
+        return scoring.calibrated(logits_of(pixels).numpy(), spec)
 
     return spec, predict

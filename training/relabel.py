@@ -235,7 +235,7 @@ def _measure(table, by, workers):
 
     from kxray.data import measure_sizes
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     columns = (TextColumn("measuring films"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         bar = progress.add_task("", total=len(table))

@@ -1,6 +1,7 @@
 """The run folder: what is in it, and how it is opened."""
 
 import contextlib
+import csv
 import dataclasses
 import json
 import math
@@ -47,7 +48,7 @@ def create(folder) -> Path:
 def discard(folder) -> None:
     """Removes what a run that never began has put into its folder."""
     folder = Path(folder)
-    for name in ("work", "phantoms"):
+    for name in ("work", "phantoms", "films", "relabelled"):
         shutil.rmtree(folder / name, ignore_errors=True)
     for name in ("config.json", "skipped.csv"):
         (folder / name).unlink(missing_ok=True)
@@ -86,16 +87,93 @@ def resumed(recipe, given) -> tuple:
     return Path(recipe.out), dataclasses.replace(recipe, **kept)
 
 
-def starting_notes(recipe, fingerprint) -> list[str]:
-    """What a reader of the scores must know of a run's starting weights."""
+def check_exportable(folder) -> None:
+    """Raises ValueError for a place that TensorFlow cannot write a SavedModel to.
+
+    It takes its own files' names for patterns, and finds none of them where a folder's name looks like one.
+    """
+    found = re.search(r"[][*?\\]", str(folder))
+    if found:
+        raise ValueError(
+            f"{folder}: TensorFlow writes no SavedModel below a folder with {found[0]!r} in its name; give "
+            "another --out or --export"
+        )
+
+
+def starting_notes(recipe, fingerprint, paths) -> list[str]:
+    """What a reader of the scores must know of a run's starting weights.
+
+    Args:
+        recipe: its `init` or `weights` may name a run folder, or the .keras file in one.
+        fingerprint: of this run's films.
+        paths: their files.
+    """
     start = getattr(recipe, "init", None) or getattr(recipe, "weights", None)
-    spec = Path(start or "", "spec.json")
-    if start is None or not spec.is_file():
+    folder = Path(start or "")
+    folder = folder.parent if folder.suffix == ".keras" else folder
+    if start is None or not (folder / "spec.json").is_file():
         return []
-    provenance = json.loads(spec.read_text(encoding="utf-8")).get("provenance", {})
-    if provenance.get("data_fingerprint") != fingerprint:
+    provenance = json.loads((folder / "spec.json").read_text(encoding="utf-8")).get("provenance", {})
+    if provenance.get("data_fingerprint") == fingerprint:
+        return [f"the starting weights of {start} were trained on these very films: scores are too good"]
+    trained = _trained_films(folder)
+    if not trained:
+        return [
+            f"the starting weights of {start}: the films they were trained on cannot be found any "
+            "more; some of these may be among them"
+        ]
+    shared = _shared_films(list(paths), trained)
+    if not shared:
         return []
-    return [f"the starting weights of {start} were trained on these very films: scores are too good"]
+    return [
+        f"the starting weights of {start} were trained on {shared} of these {len(paths)} films: scores are "
+        "too good"
+    ]
+
+
+def _trained_films(folder) -> list[str]:
+    """The films that a run's kept model was trained on or chosen by, of those that are still there."""
+    from kxray import data
+
+    try:
+        chosen = read_config(folder)["options"]
+        lines = (folder / "split.csv").read_text(encoding="utf-8").splitlines()[2:]
+        tables = [data.read_source(chosen.get("data") or folder / "phantoms", check=False)]
+        if chosen.get("corrections"):
+            tables.append(data.read_manifest(chosen["corrections"], check=False))
+    except (ValueError, OSError):
+        return []
+    # A model that is kept after folds was trained on all of them.
+    kept = {name for name, part in csv.reader(lines) if chosen.get("folds") or part != "test"}
+    trained = [path for path in tables[0]["path"] if any(name in kept for name in _endings(path))]
+    return [
+        path
+        for path in [*trained, *(path for table in tables[1:] for path in table["path"])]
+        if os.path.isfile(path)
+    ]
+
+
+def _endings(path):
+    """A path, and what is left of it without its first folders: a split names films from a common one on."""
+    parts = Path(path).parts
+    return ("/".join(parts[start:]) for start in range(len(parts)))
+
+
+def _shared_films(paths, trained) -> int:
+    """How many films are among others, as the same file or as a copy of it."""
+    from kxray.data.audit import file_digests
+
+    places = {os.path.realpath(path) for path in trained}
+    others = [path for path in paths if os.path.realpath(path) not in places and os.path.isfile(path)]
+    # Only files of one size can be copies.
+    sizes = {os.path.getsize(path) for path in others} & {os.path.getsize(path) for path in trained}
+    others, trained = (
+        [path for path in these if os.path.getsize(path) in sizes] for these in (others, trained)
+    )
+    copies = set(file_digests(trained))
+    return sum(os.path.realpath(path) in places for path in paths) + sum(
+        digest in copies for digest in file_digests(others)
+    )
 
 
 def read_config(folder) -> dict:

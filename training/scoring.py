@@ -54,6 +54,13 @@ def probabilities_of(logits, temperature) -> np.ndarray:
     return softmax(scaled, axis=1)
 
 
+def calibrated(logits, spec) -> np.ndarray:
+    """Calibrated probabilities (N, L) of a spec's own task: findings have a sigmoid each."""
+    if spec.task == "multilabel":
+        return expit(np.asarray(logits, dtype=float) / spec.temperature)
+    return probabilities_of(logits, spec.temperature)
+
+
 def prediction_table(table, rows, labels, logits, temperature, spec, **columns) -> pd.DataFrame:
     """One row a film: who it is, its true label, its logits and its calibrated probabilities."""
     probabilities = probabilities_of(logits, temperature)
@@ -111,14 +118,19 @@ def scores_of(predictions, spec, seed, grouped_by) -> dict:
         by_fold = [fold[score] for fold in scores["folds"]]
         scores[score]["mean_over_folds"] = float(np.mean(by_fold))
         scores[score]["sd_over_folds"] = float(np.std(by_fold, ddof=1)) if len(by_fold) > 1 else None
+    scores["conditions"] = conditions(scores, len(by_fold), grouped_by, seed)
+    return scores
+
+
+def conditions(scores, folds, grouped_by, seed) -> str:
+    """What scores were measured on, in words."""
     kind, unit = (
         ("patient", "patients")
         if grouped_by.startswith("patient")
         else ("near-duplicate", "near-duplicate groups, patients unknown")
     )
-    how = f"{len(by_fold)} {kind}-grouped folds" if len(by_fold) > 1 else f"{kind}-grouped test split"
-    scores["conditions"] = f"{how}, {scores['films']} films, {scores['patients']} {unit}, seed {seed}"
-    return scores
+    how = f"{folds} {kind}-grouped folds" if folds > 1 else f"{kind}-grouped test split"
+    return f"{how}, {scores['films']} films, {scores['patients']} {unit}, seed {seed}"
 
 
 def accuracy_with_flips(predictions) -> dict:
@@ -138,6 +150,15 @@ def baseline_scores(predictions, films, spec, seed, columns=slice(None)) -> dict
     `columns` are the features that it sees, such as one of `kxray.data.audit.FEATURE_GROUPS`; all by default.
     """
     from kxray import metrics
+
+    probabilities = baseline_probabilities(predictions, films, seed, columns)
+    labels, _, _ = columns_of(predictions, spec)
+    groups = predictions["group"]
+    return metrics.classification_scores(labels, probabilities, groups, spec.labels, seed=seed)
+
+
+def baseline_probabilities(predictions, films, seed, columns=slice(None)) -> np.ndarray:
+    """What the no-anatomy baseline says of the films of a prediction table, float32 (N, L)."""
     from kxray.data import no_anatomy_baseline
 
     known = films.tested.index.to_numpy()
@@ -146,10 +167,7 @@ def baseline_scores(predictions, films, spec, seed, columns=slice(None)) -> dict
     probabilities = no_anatomy_baseline(
         films.features[known][:, columns], films.labels[known], fold_of.to_numpy(), seed=seed
     )
-    tested = pd.Series(np.arange(len(known)), index=known)[predictions["position"]].to_numpy()
-    labels, _, _ = columns_of(predictions, spec)
-    groups = predictions["group"]
-    return metrics.classification_scores(labels, probabilities[tested], groups, spec.labels, seed=seed)
+    return probabilities[pd.Series(np.arange(len(known)), index=known)[predictions["position"]].to_numpy()]
 
 
 def reaching(scores) -> dict | None:

@@ -101,9 +101,11 @@ def sort(model, source, out, *, workers=None, dicom_reader="auto", leave_out=())
     from training.predictor import Predictor
 
     predictor = Predictor(model)
+    if predictor.spec.task == "multilabel":
+        raise ValueError(f"{model}: sorting needs labels that exclude each other, got a multi-label model")
     table = SortedTable(out, predictor)
     paths = [path for path in find_files(source, leave_out) if path not in table]
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     columns = (TextColumn("sorting films"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with table, Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         bar = progress.add_task("", total=len(paths))

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from kxray.data.audit import file_digests
-from kxray.data.pipeline import ArrayInputs, NetworkInputs, remove_leftovers
+from kxray.data.pipeline import ArrayInputs, NetworkInputs, remove_leftovers, unfinished_name
 from kxray.io.files import write_whole
 
 _FORMAT = 1
@@ -224,7 +224,7 @@ def _checksum(values):
 def _computed(inputs, network, path, facts, views, on_film, batch_size):
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(path)
-    unfinished = path.with_name(f".{path.stem}.{os.getpid()}.npy")
+    unfinished = unfinished_name(path)
     try:
         shape = tuple(facts["shape"])
         values = np.lib.format.open_memmap(unfinished, mode="w+", dtype=np.float32, shape=shape)

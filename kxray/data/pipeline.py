@@ -1,9 +1,14 @@
 """From film files to batches: decode, resize once, keep, augment on the batch, prefetch."""
 
+import contextlib
 import functools
 import hashlib
 import json
 import os
+import re
+import secrets
+import socket
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +21,8 @@ from kxray.io.resize import resize
 from kxray.spec import ModelSpec
 
 CACHES = ("memory", "disk", "none")
+# A file that another machine has not written to for so long is of a process that was killed.
+_ABANDONED_SECONDS = 3600
 
 
 def stream_inputs(
@@ -166,7 +173,7 @@ def load_inputs(
             return NetworkInputs(paths, spec, np.load(kept, mmap_mode="r"), errors, stream)
         kept.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(kept)
-        unfinished = kept.with_name(f".{kept.stem}.{os.getpid()}.npy")
+        unfinished = unfinished_name(kept)
         pixels = np.lib.format.open_memmap(unfinished, mode="w+", dtype=np.float32, shape=shape)
     else:
         pixels = None
@@ -213,12 +220,35 @@ def _available_memory() -> int | None:
         return None
 
 
-def remove_leftovers(kept):
-    """Removes what processes that were killed while they wrote this cache have left."""
+def unfinished_name(kept) -> Path:
+    """What this process calls a cache while it writes it; no process has that name, on whatever machine."""
+    return kept.with_name(f".{kept.stem}.{_here()}.{os.getpid()}-{secrets.token_hex(4)}.npy")
+
+
+def remove_leftovers(kept) -> None:
+    """Removes what processes that were killed while they wrote this cache have left.
+
+    Those of this machine that live no more; of other machines, which may share the folder, only files that
+    nobody has written to for an hour.
+    """
     for leftover in kept.parent.glob(f".{kept.stem}.*.npy"):
-        process = leftover.name.split(".")[-2]
-        if process.isdigit() and not Path(f"/proc/{process}").exists() and Path("/proc/self").exists():
-            leftover.unlink(missing_ok=True)
+        name, _, process = leftover.stem.rpartition(".")
+        with contextlib.suppress(FileNotFoundError):
+            if name == f".{kept.stem}.{_here()}":
+                dead = not Path("/proc", process.partition("-")[0]).exists()
+            else:
+                dead = time.time() - leftover.stat().st_mtime > _ABANDONED_SECONDS
+            if dead:
+                leftover.unlink()
+
+
+def _here() -> str:
+    """This machine and its numbering of processes, of which every container has its own."""
+    numbering = ""
+    with contextlib.suppress(OSError):
+        numbering = os.readlink("/proc/self/ns/pid")
+    # Without it nothing says which processes live, and no other process has this name.
+    return re.sub("[^A-Za-z0-9]+", "-", f"{socket.gethostname()} {numbering or secrets.token_hex(4)}")
 
 
 def _cache_key(paths, spec):

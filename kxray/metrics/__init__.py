@@ -3,6 +3,7 @@ from kxray.metrics.calibration import (
     expected_calibration_error,
     fit_temperature,
     reliability_curve,
+    youden_thresholds,
 )
 from kxray.metrics.classification import (
     auroc,
@@ -12,6 +13,7 @@ from kxray.metrics.classification import (
     patient_bootstrap,
     wilson_interval,
 )
+from kxray.metrics.findings import average_precision, finding_scores
 from kxray.metrics.localization import (
     area_above_half,
     box_hits,
@@ -56,6 +58,7 @@ __all__ = [
     "area_above_half",
     "area_under",
     "auroc",
+    "average_precision",
     "balanced_accuracy",
     "box_hits",
     "classification_scores",
@@ -67,6 +70,7 @@ __all__ = [
     "expected_calibration_error",
     "faithfulness_correlation",
     "faithfulness_estimate",
+    "finding_scores",
     "fit_temperature",
     "fraction_order",
     "holm",
@@ -102,4 +106,5 @@ __all__ = [
     "summarise",
     "weight_randomisation",
     "wilson_interval",
+    "youden_thresholds",
 ]

@@ -15,8 +15,9 @@ def fit_temperature(logits, labels):
     Minimises sum(-log likelihood) + (log T / 0.5)^2 / 2: T stays near 1 where films are too few to say.
 
     Args:
-        logits: float (N, 1) of a one-unit sigmoid model, or (N, L) of a softmax model; held-out films.
-        labels: int (N,).
+        logits: float (N, 1) of a one-unit sigmoid model, or (N, L) of a softmax model; held-out films. Of
+            findings (N, L), one sigmoid each: they share the temperature.
+        labels: int (N,); of findings float (N, L): 1, 0 or NaN (unknown).
 
     Returns:
         float T > 0; divide logits by it.
@@ -27,7 +28,9 @@ def fit_temperature(logits, labels):
 
     def cost(log_temperature):
         scaled = logits / np.exp(log_temperature)
-        if logits.shape[1] == 1:
+        if labels.ndim == 2:
+            likelihood = log_expit(np.where(labels == 1, scaled, -scaled))[np.isfinite(labels)]
+        elif logits.shape[1] == 1:
             likelihood = log_expit(np.where(labels == 1, scaled[:, 0], -scaled[:, 0]))
         else:
             likelihood = log_softmax(scaled, axis=1)[np.arange(len(labels)), labels]
@@ -37,17 +40,25 @@ def fit_temperature(logits, labels):
 
 
 def reliability_curve(probabilities, labels, bins=10):
-    """How often the chosen label is right, by stated confidence.
+    """How often the chosen label is right, by stated confidence; of findings, how often each is there.
 
     Args:
-        probabilities: float (N, L); labels: int (N,); bins: number of equal-width bins over [0, 1].
+        probabilities: float (N, L).
+        labels: int (N,); of findings float (N, L): 1, 0 or NaN (unknown). Then each pair of a film and a
+            finding is counted, by the stated probability of that finding.
+        bins: number of equal-width bins over [0, 1].
 
     Returns:
         dict of arrays (bins,): confidence (mean, NaN in an empty bin), accuracy, films.
     """
     probabilities, labels = np.asarray(probabilities, dtype=float), np.asarray(labels)
-    confidence = probabilities.max(axis=1)
-    correct = probabilities.argmax(axis=1) == labels
+    if labels.ndim == 2:
+        known = np.isfinite(labels)
+        return _binned(probabilities[known], labels[known], bins)
+    return _binned(probabilities.max(axis=1), probabilities.argmax(axis=1) == labels, bins)
+
+
+def _binned(confidence, correct, bins):
     which = np.minimum((confidence * bins).astype(int), bins - 1)
     films = np.bincount(which, minlength=bins)
     with np.errstate(invalid="ignore"):
@@ -59,7 +70,10 @@ def reliability_curve(probabilities, labels, bins=10):
 
 
 def expected_calibration_error(probabilities, labels, bins=10):
-    """Mean gap between confidence and accuracy over the bins, weighted by films (Naeini et al., 2015)."""
+    """Mean gap between confidence and accuracy over the bins, weighted by films (Naeini et al., 2015).
+
+    Arguments are those of `reliability_curve`.
+    """
     curve = reliability_curve(probabilities, labels, bins)
     filled = curve["films"] > 0
     gaps = np.abs(curve["confidence"] - curve["accuracy"])[filled]
@@ -88,4 +102,34 @@ def decision_thresholds(probabilities, labels, label_names, largest_error=0.01, 
         wrong = decided & (labels[mine] != index)
         acceptable = wrong.sum(axis=1) <= largest_error * decided.sum(axis=1)
         thresholds[name] = float(candidates[acceptable.argmax()]) if acceptable.any() else 1.0
+    return thresholds
+
+
+def youden_thresholds(probabilities, truths, names):
+    """For each finding, the threshold of the largest sensitivity + specificity - 1 (Youden, 1950).
+
+    Args:
+        probabilities: float (N, L), calibrated, of held-out films.
+        truths: float (N, L): 1, 0 or NaN (unknown).
+        names: the L findings.
+
+    Returns:
+        dict finding -> threshold in (0, 1), midway between two stated probabilities; of equally good ones the
+        lowest, which is the most sensitive. 0.5 where the films show only one side of a finding.
+    """
+    probabilities, truths = np.asarray(probabilities, dtype=float), np.asarray(truths, dtype=float)
+    thresholds = {}
+    for index, name in enumerate(names):
+        stated = np.unique(probabilities[np.isfinite(truths[:, index]), index])
+        candidates = (stated[1:] + stated[:-1]) / 2
+        missed, cleared = (
+            np.searchsorted(np.sort(probabilities[truths[:, index] == side, index]), candidates)
+            for side in (1, 0)
+        )
+        positives, negatives = ((truths[:, index] == side).sum() for side in (1, 0))
+        if not (positives and negatives and len(candidates)):
+            thresholds[name] = 0.5
+            continue
+        # In whole numbers, so that equally good ones are equal.
+        thresholds[name] = float(candidates[np.argmax(cleared * positives - missed * negatives)])
     return thresholds

@@ -45,7 +45,7 @@ def weight_randomisation(model, explain, images, stops=None, similarity=None, se
         ValueError: a model that cannot be cloned or has no weights, or stops that it does not have.
     """
     similarity = map_similarity if similarity is None else similarity
-    names = [name for name, _ in _layers_from_the_top(model)]
+    names = [name for name, _ in layers_from_the_top(model)]
     if not names:
         raise ValueError(f"model {model.name!r} has no weights to randomise")
     if stops is not None and not len(stops):
@@ -58,7 +58,7 @@ def weight_randomisation(model, explain, images, stops=None, similarity=None, se
     clone = _clone(model)
     original = explain(clone, images)
     done, rows = [], []
-    for name, layer in _layers_from_the_top(clone):
+    for name, layer in layers_from_the_top(clone):
         randomise(layer, seed)
         if stops is None or name in stops:
             done.append(name)
@@ -139,14 +139,14 @@ def map_similarity(maps, others, kinds=KINDS):
     }
 
 
-def _layers_from_the_top(model):
+def layers_from_the_top(model):
     """Names and layers that have learned weights, from the output to the input, nested models included."""
     import keras
 
     layers = []
     for layer in reversed(model.layers):
         if isinstance(layer, keras.Model):
-            layers += [(f"{layer.name}/{name}", inner) for name, inner in _layers_from_the_top(layer)]
+            layers += [(f"{layer.name}/{name}", inner) for name, inner in layers_from_the_top(layer)]
         # The statistics of a Normalization layer belong to the films, not to what was learned.
         elif layer.weights and not isinstance(layer, keras.layers.Normalization):
             layers.append((layer.name, layer))

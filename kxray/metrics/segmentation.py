@@ -21,7 +21,7 @@ def mean_iou(maps, masks):
     Raises:
         ValueError: shapes that do not fit, or values that are not finite.
     """
-    both, either = _overlaps(maps, masks)
+    both, either = overlaps(maps, masks)
     return (both / either).mean(axis=1)
 
 
@@ -36,7 +36,7 @@ def pooled_mean_iou(maps, masks, weights=None):
     Returns:
         float, or float64 (B,); films with an empty mask are left out; NaN where no film is left.
     """
-    both, either = _overlaps(maps, masks)
+    both, either = overlaps(maps, masks)
     known = ~np.isnan(either[:, 0])
     weights = np.ones(len(known)) if weights is None else np.asarray(weights, dtype=float)
     with np.errstate(invalid="ignore"):
@@ -59,7 +59,7 @@ def _above_mean(maps):
     return (maps > means) & (maps > maps.min(axis=(1, 2), keepdims=True))
 
 
-def _overlaps(maps, masks):
+def overlaps(maps, masks):
     """Intersections and unions (N, 2) of background and foreground; NaN for an empty mask."""
     maps, masks = maps_and_masks(maps, masks)
     regions, empty = _above_mean(maps), ~masks.any(axis=(1, 2))

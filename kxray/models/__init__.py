@@ -123,17 +123,20 @@ def load_backbone_weights(model, backbone, source) -> int:
         model: a model on a named backbone, such as `build("transfer", backbone=...)`.
         backbone: its name.
         source: `"imagenet"`: the file of keras.applications (of AlexNet: torchvision's) in the folder that
-            the environment variable KXRAY_WEIGHTS names, else Keras downloads it; its checksum is verified.
-            Or a `.weights.h5` or `.h5` file of `keras.applications` without top; for AlexNet a state dict of
-            torchvision's as `.pth`, `.safetensors` or `.npz`. Or a `.keras` file or a run folder with a model
-            of the same backbone. Where the model reads the film as one channel, a first convolution over RGB
-            is summed over its channels, which gives exactly the output of a film repeated in all three.
+            the environment variable KXRAY_WEIGHTS names, else Keras downloads it. Its checksum is verified,
+            of AlexNet the first eight digits that torchvision states; for MobileNet and MobileNetV2 Keras
+            states none. Or a `.weights.h5` or `.h5` file of `keras.applications` without top; for AlexNet a
+            state dict of torchvision's as `.pth`, `.safetensors` or `.npz`. Or a `.keras` file or a run
+            folder with a model of the same backbone. Where the model reads the film as one channel, a first
+            convolution over RGB is summed over its channels, which gives exactly the output of a film
+            repeated in all three.
 
     Returns:
         The number of layers that were set.
 
     Raises:
-        FileNotFoundError, ValueError: no such source, a wrong checksum, or it does not hold this backbone.
+        FileNotFoundError, ValueError: no such source, a wrong checksum, or it does not hold this backbone, or
+            holds another one.
     """
     from kxray.models import _weights
 

@@ -156,7 +156,7 @@ def features(name, film, taps):
     network = getattr(keras.applications, backbone.application)(
         include_top=False, weights=None, input_tensor=x
     )
-    _name_unnamed(network)
+    name_unnamed(network)
     return {stage: network.get_layer(backbone.stages[stage]).output for stage in taps}
 
 
@@ -204,7 +204,7 @@ def network(name, x):
     )
     if any(isinstance(layer, keras.Sequential) for layer in made.layers):
         made = keras.models.clone_model(made, input_tensors=made.input, call_function=_call_flat)
-    _name_unnamed(made)
+    name_unnamed(made)
     return made.outputs[0]
 
 
@@ -219,7 +219,7 @@ def _call_flat(layer, x, *args, **kwargs):
     return x
 
 
-def _name_unnamed(network):
+def name_unnamed(network):
     """Gives layers that count through the whole process (conv2d_37) the same names in every process."""
     import keras
 

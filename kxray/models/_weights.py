@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from kxray.models import _imagenet_files, _state_dict
-from kxray.models._backbones import _name_unnamed, find, weighted_layers
+from kxray.models._backbones import find, name_unnamed, weighted_layers
 
 _EFFICIENTNET_DEVIATIONS = (0.229, 0.224, 0.225)
 
@@ -22,21 +22,36 @@ def load_weights(model, name, source) -> int:
             f"{source}: {len(missing)} of {len(wanted)} layers of {name} are not in it ({missing[0]} ...); "
             "start from a model of the same backbone with as deep a last stage"
         )
-    values = {
-        layer_name: [
-            over_channels(value, variable.shape)
-            for value, variable in zip(trained[layer_name], layer.weights, strict=False)
-        ]
-        for layer_name, layer in wanted.items()
-    }
+    _check_order(source, list(trained), wanted, name)
+    values = {}
     for layer_name, layer in wanted.items():
-        if [value.shape for value in values[layer_name]] != [tuple(weight.shape) for weight in layer.weights]:
+        shapes = [tuple(weight.shape) for weight in layer.weights]
+        found = trained[layer_name]
+        if len(found) == len(shapes):
+            found = [over_channels(value, shape) for value, shape in zip(found, shapes, strict=True)]
+        if [value.shape for value in found] != shapes:
             raise ValueError(f"{source}: its layer {layer_name} has not the shapes of {name}'s")
+        values[layer_name] = found
     for layer_name, layer in wanted.items():
         layer.set_weights(values[layer_name])
         if hasattr(layer, "finalize_state"):
             layer.finalize_state()
     return len(wanted)
+
+
+def _check_order(source, trained, wanted, name):
+    """Raises ValueError where layers of another network lie between the ones wanted.
+
+    Names alone do not tell VGG16 from VGG19, all of whose layers it shares. Layers behind the last one wanted
+    are those of deeper stages, which a model that taps a shallow stage does without.
+    """
+    last = max(trained.index(layer) for layer in wanted)
+    foreign = [layer for layer in trained[:last] if layer not in wanted]
+    if foreign:
+        raise ValueError(
+            f"{source}: holds another network than {name}, which has no {foreign[0]} ({len(foreign)} layers "
+            "too many); start from a model of the same backbone"
+        )
 
 
 def over_channels(value, shape):
@@ -101,7 +116,7 @@ def _of_application(name, path):
         raise ValueError(
             f"{path}: weights of {name}: does not hold this network: {str(error).splitlines()[0]}"
         ) from error
-    _name_unnamed(network)
+    name_unnamed(network)
     weights = {}
     for layer in network.layers:
         for inner in layer.layers if isinstance(layer, keras.Sequential) else [layer]:

@@ -269,6 +269,43 @@ def test_a_run_starts_another(tmp_path):
     assert kxray.models.weights_digest(started) == kxray.models.weights_digest(run)
 
 
+def written(model, folder):
+    folder.mkdir()
+    model.save(folder / "model.keras")
+    spec = kxray.ModelSpec("transfer", ("a", "b"), "multiclass", model.input_shape[1:3])
+    (folder / "spec.json").write_text(spec.to_json())
+    return folder
+
+
+def test_another_network_with_the_same_layers_and_more_is_refused(tmp_path):
+    # Every layer of VGG16 is one of VGG19's, of the same shape.
+    run = written(build("vgg19"), tmp_path / "vgg19")
+    model = build("vgg16")
+    before = kxray.models.weights_digest(model)
+    with pytest.raises(ValueError, match="holds another network than vgg16, which has no block3_conv4"):
+        kxray.models.load_backbone_weights(model, "vgg16", run)
+    assert kxray.models.weights_digest(model) == before
+
+
+def test_a_layer_with_weights_too_many_is_refused(tmp_path):
+    film = keras.Input((32, 32, 1))
+    biased = keras.layers.Conv2D(4, 3, name="conv1")(film)
+    x = keras.layers.GlobalAveragePooling2D()(biased)
+    run = written(keras.Model(film, keras.layers.Dense(2, name="logits")(x)), tmp_path / "biased")
+    plain = keras.layers.Conv2D(4, 3, use_bias=False, name="conv1")(film)
+    with pytest.raises(ValueError, match="its layer conv1 has not the shapes of mobilenetv2's"):
+        kxray.models.load_backbone_weights(keras.Model(film, plain), "mobilenetv2", run)
+
+
+@pytest.mark.parametrize("backbone", ["xception", "densenet121", "resnet50"])
+def test_a_shallow_network_starts_from_a_deep_one(backbone, tmp_path):
+    run = written(build(backbone, image_size=(71, 71)), tmp_path / "run")
+    for stage in list(_backbones.find(backbone).stages)[:-1]:
+        model = kxray.models.build("multiscale_densenet", backbone=backbone, image_size=(71, 71), taps=stage)
+        wanted = _backbones.weighted_layers(model)
+        assert kxray.models.load_backbone_weights(model, backbone, run) == len(wanted)
+
+
 @pytest.mark.real_data
 def test_imagenet_xception_is_keras_own(real_data):
     path = real_data.parent / "weights" / "xception_imagenet_notop.weights.h5"
@@ -356,3 +393,20 @@ def test_the_papers_backbones_at_full_size(backbone, tmp_path):
         (tmp_path / "model.keras").unlink()
         del model, again
         keras.utils.clear_session()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_alexnet_at_full_size_is_exported_and_served(tmp_path):
+    from serving.export import export
+    from serving.servable import Servable
+
+    model = kxray.models.build("transfer", backbone="alexnet")
+    trained(model, steps=1)
+    run = written(model, tmp_path / "run")
+    version = export(run, tmp_path / "models" / "alexnet", explain=["grad_cam"])
+    served = Servable("alexnet", 1, version)
+    pixels = np.random.default_rng(0).random((2, 300, 200, 1), "float32")
+    given = {"pixels": tf.make_tensor_proto(pixels)}
+    small = tf.constant(kxray.layers.film_input(kxray.load(run)[1])(pixels))
+    np.testing.assert_allclose(served.run("predict_pixels", given)["probabilities"], model(small), atol=1e-5)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shlex
 from pathlib import Path
 
 import keras
@@ -135,6 +136,8 @@ def test_shuffled_labels_score_by_chance(compare, fillets, tmp_path):
         (("--folds", 40), "too few for --folds 40"),
         (("--labels", "bone"), "--labels takes two labels or more"),
         (("--labels", "bone,scale"), "--labels: no 'scale'; column 'label' has bone, no_bone"),
+        (("--phantoms", 0), "0 is not in the range x>=1"),
+        (("--findings", "Mass"), "No such option"),
     ],
 )
 def test_wrong_options_end_at_once(compare, fillets, tmp_path, given, words):
@@ -152,6 +155,91 @@ def test_weights_that_do_not_fit_are_found_before_films_are_read(compare, fillet
     code, text = compare("--data", fillets, "--out", out, *SMALL, *given)
     assert code == 2 and str(file) in text and "films to train" not in text, text
     assert not out.exists()
+
+
+def test_stages_that_would_never_train_are_found_before_films_are_read(compare, fillets, tmp_path):
+    given = ("--epochs", 5, "--fine-tune-epochs", 2, "--unfreeze-epochs", 1)
+    code, text = compare("--data", fillets, "--out", tmp_path / "out", *SMALL, *given)
+    assert code == 2 and "so 1 would never train in 2 epochs" in text and "films to train" not in text, text
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_class_without_a_test_film_ends_before_anything_is_trained(compare, fillets, tmp_path, monkeypatch):
+    monkeypatch.setattr(matrix_run.Matrix, "row_cells", lambda *arguments: 1 / 0)
+    table = kxray.data.read_source(fillets)[["path", "patient_id", "label"]]
+    rare = table[table["label"] == "bone"].drop_duplicates("patient_id").index[:3]
+    table = table.loc[[*rare, *table.index[table["label"] != "bone"]]]
+    kxray.data.write_manifest(table, tmp_path / "manifest.csv")
+    out = tmp_path / "out"
+    code, text = compare("--data", tmp_path / "manifest.csv", "--out", out, *SMALL, "--split", "90:5:5")
+    assert code == 2 and "label 'bone' has no film to " in text and text.count("error: ") == 1, text
+    assert not out.exists()
+
+
+def test_every_class_is_in_every_part():
+    films = type("Films", (), {"labels": np.array([0, 0, 0, 1, 1, 1])})
+    task = type("Task", (), {"labels": ("a", "b")})
+
+    def check(train, validation, *tests):
+        splits = {3: [compared_films.Fold(None, np.array(test), None) for test in tests]}
+        parts = {(3, number): (np.array(train), np.array(validation)) for number in range(len(tests))}
+        compared_films.check_every_class(task, films, splits, parts)
+
+    check([0, 3], [1, 4], [2, 5])
+    check([0, 3], [1, 4], [2], [5])  # one fold tests one class, and the other the other
+    with pytest.raises(ValueError, match="'b' has no film to test on in the split of seed 3; give that part"):
+        check([0, 3], [1, 4], [2])
+    with pytest.raises(ValueError, match="'a' has no film to validate on"):
+        check([0, 3], [4], [2, 5])
+    with pytest.raises(ValueError, match="'b' has no film to train on"):
+        check([0], [1, 4], [2, 5])
+
+
+def matrix_of(recipe, folder):
+    return matrix_run.Matrix(recipe, folder, None, transfer.rows_of(recipe))
+
+
+@pytest.mark.parametrize("preset", [None, "paper", "smoke"])
+def test_the_command_to_keep_a_network_trains_what_was_compared(preset, tmp_path, monkeypatch):
+    from training.fit import main
+    from training.recipes import transfer as trained
+
+    given = {"backbones": "mobilenetv2", "weights": "none", "augment": 2, "mixed_precision": True}
+    recipe = transfer.Recipe(**{**transfer.PRESETS.get(preset, {}), **given})
+    assert recipe.standardize is (preset != "paper")
+    matrix, kept = matrix_of(recipe, tmp_path), []
+    monkeypatch.setattr(trained, "run", lambda recipe, given: kept.append(recipe))
+    for row in matrix.rows:
+        command = matrix.next_command({"chosen": row.name}, "my films")
+        assert command.startswith("python -m training.fit transfer --data 'my films' ")
+        result = CliRunner().invoke(main, shlex.split(command)[3:])
+        assert result.exit_code == 0, result.output
+        assert kept.pop() == dataclasses.replace(row.recipe, data="my films", folds=0)
+
+
+def test_a_resumed_run_finds_the_starting_weights_it_was_started_with(compare, tmp_path):
+    start, folder = tmp_path / "start", tmp_path / "out"
+    model = kxray.models.build("transfer", backbone="mobilenetv2", image_size=(32, 32))
+    for place in (start, folder):
+        place.mkdir()
+    (start / "spec.json").write_text(
+        kxray.ModelSpec("transfer", ("a", "b"), "multiclass", (32, 32)).to_json()
+    )
+    model.save(start / "model.keras")
+    given = {**transfer.PRESETS["smoke"], "weights": f"mobilenetv2={start},densenet121=none"}
+    recipe = transfer.Recipe(**{**given, "backbones": "mobilenetv2,densenet121"})
+    matrix = matrix_of(recipe, folder)
+    config = {"options": {}}
+    (folder / "config.json").write_text(json.dumps(config))
+    matrix.check_networks()
+    assert matrix.digests == {"mobilenetv2": kxray.models.weights_digest(model)}
+    (folder / "config.json").write_text(json.dumps({**config, "weights_digests": matrix.digests}))
+    matrix.check_networks()
+    kernel = model.get_layer("conv1").kernel
+    kernel.assign(kernel + 1)
+    model.save(start / "model.keras")
+    with pytest.raises(ValueError, match=f"--weights {start}: not the weights of mobilenetv2 that this"):
+        matrix.check_networks()
 
 
 def test_options_of_the_other_mode_are_refused(compare, fillets):

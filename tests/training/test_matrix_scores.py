@@ -52,7 +52,7 @@ def every_other(count, start=0):
     return [start + step * (FILMS // count) for step in range(count)]
 
 
-def scored(networks, baselines=None, more=(), labels=LABELS):
+def scored(networks, baselines=None, more=(), smallest=80):
     """Scores of networks given as {(backbone, mode): (wrong on test, wrong on validation, minutes)}."""
     rows = [Row(f"{backbone}-{mode}", backbone, mode, None) for backbone, mode in networks]
     cells = []
@@ -64,7 +64,8 @@ def scored(networks, baselines=None, more=(), labels=LABELS):
         rows=rows,
         cells=pd.concat([*cells, *more], ignore_index=True),
         baselines=pd.concat([cells_of(name, wrong) for name, wrong in baselines.items()]),
-        labels=labels,
+        labels=LABELS,
+        smallest_class=smallest,
     )
     return {**matrix_scores.scores_of(results), "source": "films", "next": "python -m training.fit transfer"}
 
@@ -144,7 +145,7 @@ def test_three_labels_are_scored_one_against_the_rest():
     )
     both = pd.concat([cells, cells.assign(part="val")], ignore_index=True)
     results = matrix_scores.Results(
-        [Row("xception-feature_extractor", *FROZEN, None)], both, cells.assign(row="no-anatomy"), labels
+        [Row("xception-feature_extractor", *FROZEN, None)], both, cells.assign(row="no-anatomy"), labels, 20
     )
     row = matrix_scores.scores_of(results)["rows"]["xception-feature_extractor"]
     assert row["auroc"]["value"] == pytest.approx(
@@ -168,6 +169,39 @@ def test_films_of_one_patient_widen_the_interval():
     wrong = np.flatnonzero(np.repeat(np.arange(10) % 2, 6))
     together = matrix_scores._accuracies(cells_of("x", wrong, groups=groups), LABELS)["accuracy"]
     assert together["high"] - together["low"] > 1.5 * (alone["high"] - alone["low"])
+
+
+def test_a_network_without_a_score_is_not_chosen():
+    """Validation films of one class only: balanced accuracy is not defined for either, and NaN ranks last."""
+    metrics = scored({FROZEN: ([5], [], 1), OTHER: ([6], [], 1)})
+    rows = {name: dict(row) for name, row in metrics["rows"].items()}
+    for undefined in rows:
+        ranked = {
+            **rows,
+            undefined: {**rows[undefined], "validation_balanced_accuracy": np.nan, "validation_loss": np.nan},
+        }
+        chosen, _ = matrix_scores._choice(None, None, ranked)
+        assert chosen != undefined
+
+
+def test_what_is_not_defined_is_told_as_undefined():
+    # As metrics.json holds it: intervals of classes that few draws of the bootstrap meet.
+    more = [cells_of(f"{network}-feature_extractor", [5, 35], size=40) for network in ("xception", "alexnet")]
+    for whole in (False, True):
+        metrics = scored(
+            {FROZEN: ([5], [], 1), TUNED: ([6], [], 2), OTHER: (every_other(3), [], 1)}, more=more
+        )
+        for row in (*metrics["rows"].values(), *metrics["baselines"].values()):
+            row["balanced_accuracy"] |= {"low": None, "high": None} | ({"value": None} if whole else {})
+            if "auroc" in row:
+                row["auroc"] = {"value": None, "low": None, "high": None}
+                row["validation_balanced_accuracy"] = None
+                if row["learning_curve"]:
+                    row["learning_curve"]["doubling"] |= {"low": None, "high": None}
+        told = "\n".join(matrix_advice.told(metrics))
+        assert "undefined" in told and "Take none" in told
+        assert not matrix_advice.above_chance(metrics) and not matrix_advice.shortcut_likely(metrics)
+        matrix_advice.table_of(metrics)
 
 
 # The recommendation
@@ -265,6 +299,20 @@ def test_the_gain_of_the_last_doubling_by_hand():
     assert metrics["rows"]["alexnet-feature_extractor"]["learning_curve"] is None
     (line,) = matrix_advice.more_films(metrics)
     assert "more films should help" in line and "another backbone, alexnet frozen" in line
+
+
+def test_all_films_of_uneven_classes_are_those_of_the_smallest():
+    """88 films of one class and 8 of the other are no doubling of 8 and 8, let alone two."""
+    name = "xception-feature_extractor"
+    more = [cells_of(name, every_other(20), size=4), cells_of(name, every_other(12), size=7)]
+    metrics = scored({FROZEN: (every_other(6), [], 1)}, more=more, smallest=8)
+    curve = metrics["rows"][name]["learning_curve"]
+    assert [point["films_per_class"] for point in curve["points"]] == [4, 7, 8]
+    # From 4 to 8: one doubling, though there are 96 films in all.
+    assert (curve["doubling"]["from"], curve["doubling"]["to"]) == (4, 8)
+    assert curve["doubling"]["value"] == pytest.approx((20 - 6) / 60)
+    (line,) = matrix_advice.more_films(metrics)
+    assert "with all training films, 8 of the smallest class; from 4 to 8 of it" in line
 
 
 def test_a_flat_curve_does_not_ask_for_films():

@@ -1,8 +1,12 @@
 """Recipes as options at the shell, and folders that are never half-written."""
 
 import dataclasses
+import io
 import json
 import os
+import re
+import shutil
+from pathlib import Path
 
 import click
 import pandas as pd
@@ -10,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from kxray.io.files import replacing
-from training import options, runs
+from training import comparison_run, options, runs
 from training.options import option
 
 
@@ -146,3 +150,140 @@ def test_a_folder_that_is_free_is_not_made_by_looking(tmp_path):
     (tmp_path / "used" / "config.json").write_text("{}")
     with pytest.raises(ValueError, match="used is not empty; continue that run with --resume"):
         runs.check_free(tmp_path / "used")
+
+
+# Starting weights
+
+
+@pytest.fixture
+def first(tmp_path):
+    """A run on films a ... j: h, i and j are its test films. Its folder, and that of the films."""
+    from kxray import data
+
+    run, films = tmp_path / "first", tmp_path / "films"
+    for folder in (run, films / "deep"):
+        folder.mkdir(parents=True)
+    paths = [films / ("deep" if name in "ab" else "") / f"{name}.png" for name in "abcdefghij"]
+    for number, path in enumerate(paths):
+        path.write_bytes(bytes([number]) * (100 + number % 2))
+    table = pd.DataFrame({"path": [str(path) for path in paths], "patient_id": "", "label": "x"})
+    table = data.manifest.as_manifest(table)
+    data.write_manifest(table, films / "manifest.csv")
+    data.save_split(table.assign(split=["train"] * 5 + ["val"] * 2 + ["test"] * 3), run / "split.csv")
+    (run / "spec.json").write_text(json.dumps({"provenance": {"data_fingerprint": "of all ten"}}))
+    runs.write_json(run / "config.json", {"options": {"data": str(films / "manifest.csv"), "folds": 0}})
+    return run, films
+
+
+def notes(run, paths, fingerprint="of others"):
+    recipe = dataclasses.make_dataclass("Started", ["weights"])(str(run))
+    return runs.starting_notes(recipe, fingerprint, pd.Series([str(path) for path in paths]))
+
+
+def test_films_that_the_starting_weights_have_seen_are_counted(first, tmp_path):
+    run, films = first
+    (same,) = notes(run, [], "of all ten")
+    assert "were trained on these very films: scores are too good" in same
+    # A subset has another fingerprint; copies have other names besides.
+    (told,) = notes(run, [films / "deep" / "a.png", films / "c.png", films / "h.png"])
+    assert told == f"the starting weights of {run} were trained on 2 of these 3 films: scores are too good"
+    copies = [shutil.copy(films / f"{name}.png", tmp_path / f"copy-{name}.png") for name in "fghi"]
+    new = tmp_path / "new.png"
+    new.write_bytes(b"x" * 100)
+    for start in (run, run / "model.keras"):
+        (told,) = notes(start, [*copies, new])
+        assert "were trained on 2 of these 5 films" in told
+    assert notes(run, [new, films / "i.png"]) == []
+    # What is kept after folds was trained on all films, and so it is with corrections.
+    runs.write_json(run / "config.json", {"options": {"data": str(films / "manifest.csv"), "folds": 5}})
+    assert "2 of these 3 films" in notes(run, [new, films / "i.png", films / "j.png"])[0]
+
+
+def test_starting_weights_whose_films_are_gone(first, tmp_path):
+    run, films = first
+    new = tmp_path / "new.png"
+    new.write_bytes(b"x" * 100)
+    shutil.rmtree(films)
+    (told,) = notes(run, [new])
+    assert "the films they were trained on cannot be found any more" in told
+    assert notes("none", [new]) == notes(tmp_path / "xception.h5", [new]) == []
+
+
+# Square brackets
+
+
+@pytest.mark.parametrize("name", ["with [tb] space", "a*", "b?", "[", "back\\slash"])
+def test_folders_that_tensorflow_takes_for_patterns(tmp_path, name):
+    with pytest.raises(ValueError, match="TensorFlow writes no SavedModel below"):
+        runs.check_exportable(tmp_path / name / "run")
+    runs.check_exportable(tmp_path / "with (tb), space" / "run")
+
+
+@dataclasses.dataclass(frozen=True)
+class Compared:
+    data: str | None = None
+    out: str | None = None
+    resume: bool = False
+    dry_run: bool = False
+
+
+def carried_out(work, monkeypatch, **given):
+    """What a comparison whose films and result are in brackets tells at the shell."""
+    from rich import console
+
+    screen = io.StringIO()
+    monkeypatch.setattr(
+        comparison_run, "Console", lambda **how: console.Console(file=screen, width=200, **how)
+    )
+
+    def plan(shell):
+        shell.print("plan of [/tb]")
+
+    recipe = Compared(**given)
+    folder = comparison_run.run("toys", recipe, given, plan, work, lambda metrics: [metrics["told"]])
+    return folder, screen.getvalue()
+
+
+def test_a_comparison_is_made_told_and_resumed(tmp_path, monkeypatch):
+    worked = []
+
+    def work(recipe, folder, progress):
+        worked.append(folder)
+        progress.console.print("at [tb]")
+        runs.write_json(folder / "metrics.json", {"told": "undefined [undefined, undefined]"})
+
+    out = tmp_path / "[/tb] out"
+    assert carried_out(work, monkeypatch, out=str(out), dry_run=True) == (None, "plan of [/tb]\n")
+    folder, text = carried_out(work, monkeypatch, out=str(out))
+    assert folder == out and worked == [out]
+    lines = ["plan of [/tb]", f"folder {out}", "at [tb]", "undefined [undefined, undefined]"]
+    assert text.splitlines() == [*lines, f"report {out / 'report.html'}"]
+    assert runs.read_config(out)["recipe"] == "compare toys"
+    _, text = carried_out(work, monkeypatch, out=str(out), resume=True)
+    assert len(worked) == 1 and text.splitlines() == [lines[1], lines[3], f"report {out / 'report.html'}"]
+    with pytest.raises(ValueError, match="is not empty"):
+        carried_out(work, monkeypatch, out=str(out), dry_run=True)
+
+
+def test_a_comparison_that_cannot_begin_leaves_nothing(tmp_path, monkeypatch):
+    def work(recipe, folder, progress):
+        for name in ("films", "relabelled", "work", "phantoms"):
+            (folder / name).mkdir()
+        if begun:
+            runs.write_json(folder / "config.json", {"options": {}, "data_fingerprint": "x"})
+        raise ValueError("no films")
+
+    for begun in (False, True):
+        with pytest.raises(ValueError, match="no films"):
+            carried_out(work, monkeypatch, out=str(tmp_path / "out"))
+        assert (tmp_path / "out").exists() == begun
+
+
+def test_no_program_reads_brackets_as_markup():
+    """A path such as `/data/[tb] films` would lose its brackets, and `[/tb]` ends a program."""
+    root = Path(__file__).parents[2]
+    for path in sorted([*(root / "training").rglob("*.py"), *(root / "serving").rglob("*.py")]):
+        text = path.read_text(encoding="utf-8")
+        # A column without a field says what its program says.
+        for call in re.findall(r"\b(?:Console\(|TextColumn\([^)\n]*\{)[^\n]*", text):
+            assert "markup=False" in call, f"{path}: {call}"

@@ -154,14 +154,28 @@ def test_logits_are_those_of_the_returned_network(fitting, films, tmp_path):
     assert again.feature_seconds == 0.0
 
 
-def test_nothing_of_validation_or_test_films_enters_the_head(fitting):
-    # One epoch, so that validation chooses nothing.
-    first, _ = train(fitting(epochs=1))
-    before = head_of(first)
-    other, _ = train(fitting(epochs=1, folder="other"), validation_rows=TEST)
-    assert_alike(before, head_of(other), rtol=0, atol=0)
-    less, _ = train(fitting(epochs=1, folder="less"), train_rows=TRAIN[:16])
-    assert np.abs(before[0] - head_of(less)[0]).max() > 1e-4
+def test_nothing_of_validation_or_test_films_enters_the_head(fitting, films):
+    """Other pixels and labels in validation and test films change neither the head nor its scaler."""
+
+    def trained_with(changed, folder):
+        pixels, labels = films.inputs.pixels.copy(), films.labels.copy()
+        pixels[changed] = 1 - pixels[changed] ** 3
+        labels[changed] = 1 - labels[changed]
+        inputs = dataclasses.replace(films.inputs, pixels=pixels)
+        # One epoch, so that validation chooses nothing; a folder of its own, so that no features are found.
+        made = fitting(
+            epochs=1, folder=folder, films=dataclasses.replace(films, inputs=inputs, labels=labels)
+        )
+        model, history = train(made)
+        assert made.feature_seconds > 0
+        return [*head_of(model), *made._frozen._scaler.get_weights()], history["val_loss"].iloc[0]
+
+    before, loss = trained_with([], "before")
+    after, other_loss = trained_with([*VALIDATION, *TEST], "after")
+    assert other_loss != loss
+    assert_alike(before, after, rtol=0, atol=0)
+    after, _ = trained_with(TRAIN[:2], "training")
+    assert all(np.abs(one - other).max() > 1e-5 for one, other in zip(before, after, strict=True))
 
 
 def accuracy_of(fitting, labels):
@@ -252,22 +266,41 @@ def test_a_frozen_backbone_stays_and_a_fine_tuned_one_moves_stage_by_stage(fitti
     start = untrained(frozen)
     for path, value in backbone_of(train(frozen)[0]).items():
         np.testing.assert_array_equal(value, start[path], err_msg=path)
-    tuned = fitting(mode="fine_tune", unfreeze_epochs=2, epochs=3, warmup=0.0, folder="tuned")
-    model, history = train(tuned)
-    # The weights kept are of any epoch; the last checkpoint says what moved by the end.
-    assert len(history) == 3
+    tuned = fitting(mode="fine_tune", unfreeze_epochs=1, epochs=4, warmup=0.0, folder="tuned")
+    update, after = tuned.progress.update, {}
+
+    def look(bar, **told):
+        if "facts" in told:
+            after.setdefault(told["completed"], backbone_of(tuned._model))
+        update(bar, **told)
+
+    tuned.progress.update = look
+    train(tuned)
     factors = tuned._model.optimizer.factors
     assert set(factors.values()) == {0.1} and len(factors) == 3, "kernels; batch normalisation is frozen"
-    assert sorted(set(tuned._model.optimizer.first_steps.values())) == [6, 12, 18]
-    for path, value in backbone_of(model).items():
-        if "bn" in path or "conv1" in path or "conv2" in path:
-            np.testing.assert_array_equal(value, start[path], err_msg=path)
+    assert sorted(set(tuned._model.optimizer.first_steps.values())) == [3, 6, 9]
+    moved = {
+        epoch: {path for path in start if (values[path] != start[path]).any()}
+        for epoch, values in after.items()
+    }
+    kernels = [f"conv{number}/kernel" for number in (3, 2, 1)]
+    assert moved == {0: set(), 1: set(), 2: {*kernels[:1]}, 3: {*kernels[:2]}, 4: {*kernels}}
 
 
 def test_the_whole_backbone_is_fine_tuned_at_a_lower_rate(fitting):
     tuned = fitting(mode="fine_tune", epochs=4, learning_rate=0.02)
     model, history = train(tuned)
     assert history["loss"].iloc[-1] < history["loss"].iloc[0] and not tuned.feature_bytes
+    import random
+
+    random.seed(0)
+    start = tuned.task.build(tuned.task.spec)
+    first, last = (
+        np.abs(model.get_layer(name).kernel.numpy() - was).max()
+        for name, was in (("conv1", start.get_layer("conv1").kernel.numpy()), ("logits", 0.0))
+    )
+    # A step of Adam is about as long as its rate, and the backbone's is a tenth of the head's.
+    assert 0 < first < last / 4
     np.testing.assert_allclose(
         tuned.logits_of(TEST), scoring.logits_of(model, tuned.films.inputs, TEST), atol=1e-5
     )
@@ -293,11 +326,12 @@ FEW = ("--backbone", "mobilenetv2", "--weights", "none", "--image-size", 32, "--
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", transfer._OF_MODE)
+@pytest.mark.parametrize("mode", transfer.OF_MODE)
 def test_from_films_to_a_served_model(fit, fillets, tmp_path, mode):
     run = tmp_path / "run"
     code, text = fit("--data", fillets, "--out", run, *FEW, "--mode", mode, "--folds", 2, "--test-time-flips")
     assert code == 0, text
+    assert f"mobilenetv2 in 3 stages, {mode}: " in text
     model, spec = kxray.load(run)
     assert spec.labels == ("bone", "no_bone") and spec.provenance["recipe"] == "transfer"
     scores = json.loads((run / "metrics.json").read_text())
@@ -332,7 +366,7 @@ def test_two_devices_and_half_precision(fillets, tmp_path, run_program, fit):
     from pathlib import Path
 
     here, histories = Path(__file__).parent, {}
-    for mode in transfer._OF_MODE:
+    for mode in transfer.OF_MODE:
         given = ("--data", fillets, *FEW, "--mode", mode)
         for name, more in (("two", ("--strategy", "mirrored")), ("half", ("--mixed-precision",))):
             run = tmp_path / f"{mode}-{name}"
@@ -367,6 +401,12 @@ def test_a_dry_run_tells_what_would_be_trained(fit, fillets):
         (("--trained-stages", 1), "--trained-stages: only with --mode fine_tune"),
         (("--mode", "fine_tune", "--augment", 2), "--augment: only with --mode feature_extractor"),
         (("--mode", "fine_tune", "--unfreeze-epochs", 2), "the backbone would never train in 2 epochs"),
+        (
+            ("--mode", "fine_tune", "--unfreeze-epochs", 2, "--epochs", 5),
+            "begin one by one, the last after 6 epochs, so 1 would never train in 5 epochs; give more than 6 "
+            "epochs, fewer --unfreeze-epochs, or --trained-stages 2",
+        ),
+        (("--export", "models [tb]"), "TensorFlow writes no SavedModel below a folder with '[' in its name"),
         (("--test-time-flips", "--flips", "none"), "averages over the views of --flips, which are none"),
     ],
 )
@@ -377,9 +417,25 @@ def test_wrong_options_end_before_any_film_is_read(fit, fillets, tmp_path, given
     assert not (tmp_path / "run").exists()
 
 
+def test_stages_that_all_begin_are_not_refused(fit):
+    given = ("--mode", "fine_tune", "--unfreeze-epochs", 2, "--epochs", 5, "--trained-stages", 2)
+    code, text = fit(*FEW, *given, "--dry-run")
+    assert code == 0 and "in 3 stages, fine_tune: " in text, text
+
+
+def test_a_folder_that_nothing_can_be_exported_to_is_refused(fit, fillets, tmp_path, monkeypatch):
+    monkeypatch.setattr("kxray.data.pipeline.load_inputs", lambda *arguments, **options: 1 / 0)
+    out = tmp_path / "with [tb] space" / "run"
+    for more in ((), ("--dry-run",)):
+        code, text = fit("--data", fillets, "--out", out, *FEW, *more)
+        assert code == 2 and f"error: {out}: TensorFlow writes no SavedModel below" in text, text
+    assert not out.parent.exists()
+
+
 def test_starting_weights_are_remembered_by_their_place(fit, fillets, tmp_path, monkeypatch):
     first = tmp_path / "first"
-    assert fit("--data", fillets, "--out", first, *FEW, "--mode", "fine_tune")[0] == 0
+    code, text = fit("--data", fillets, "--out", first, *FEW, "--mode", "fine_tune")
+    assert code == 0 and "in 3 stages, fine_tune: " in text and " parameters are trained" in text, text
     monkeypatch.chdir(tmp_path)
     second = tmp_path / "second"
     code, text = fit("--data", fillets, "--out", second, *FEW, "--weights", "first")

@@ -39,9 +39,9 @@ PRESETS = {
 # What must be equal for films and splits to be.
 _SHARED = (
     *("data", "out", "resume", "dry_run", "folds", "seed", "phantoms", "label_column", "strategy"),
-    *("mixed_precision", "skip_bad", "preset", "export", "corrections"),
+    *("mixed_precision", "skip_bad", "preset", "export", "corrections", "findings"),
 )
-UNUSED = ("export", "corrections", "freeze", "label_column", "seed", "test_time_flips")
+UNUSED = ("export", "corrections", "findings", "freeze", "label_column", "seed", "test_time_flips")
 
 
 @dataclass(frozen=True)

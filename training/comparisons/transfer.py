@@ -30,7 +30,7 @@ from pathlib import Path
 from training.options import option
 from training.recipes import transfer
 
-MODES = ("feature_extractor", "fine_tune")
+MODES = tuple(transfer.OF_MODE)
 PRESETS = {
     # Of the recipe: plain transfer, as in the paper; its split is --split 486/44/132.
     "paper": transfer.PRESETS["paper"],
@@ -45,10 +45,7 @@ PRESETS = {
         "split": "7:1:2",
     },
 }
-UNUSED = ("backbone", "mode", "export", "corrections", "seed", "test_time_flips")
-# What a mode does not take goes back to the recipe's default.
-_OF_FINE_TUNING = ("trained_stages", "backbone_rate", "stage_decay", "unfreeze_epochs", "batch_norm")
-_OF_FROZEN = ("augment", "standardize")
+UNUSED = ("backbone", "mode", "findings", "export", "corrections", "seed", "test_time_flips")
 
 
 @dataclass(frozen=True)
@@ -70,7 +67,7 @@ class Recipe(transfer.Recipe):
     )
     seeds: int = option(3, "Repetitions, each with its own splits, weights and order of films.", low=1)
     phantoms: int | None = option(
-        None, "Without --data: so many generated fish fillets (400 by default).", low=0
+        None, "Without --data: so many generated fish fillets (400 by default).", low=1
     )
     labels: str | None = option(
         None,
@@ -123,7 +120,8 @@ def rows_of(recipe) -> list[Row]:
     rows = []
     for backbone in backbones:
         for mode in modes:
-            other = _OF_FINE_TUNING if mode == "feature_extractor" else _OF_FROZEN
+            # What a mode does not take goes back to the recipe's default.
+            other = [name for owner, names in transfer.OF_MODE.items() if owner != mode for name in names]
             changes = {name: getattr(transfer.Recipe(), name) for name in other}
             changes["epochs"] = recipe.epochs
             if mode == "fine_tune" and recipe.fine_tune_epochs is not None:

@@ -9,6 +9,11 @@
   python -m training.fit multiscale_cam --phantoms 800 --epochs 12 --out runs/fillets
   python -m training.fit multiscale_cam --data DIR --init runs/fillets
       starts from a network that has learned bones on generated fish fillets
+  python -m training.fit multiscale_cam --findings all --data NIH --image-size 224 --init imagenet
+  python -m training.fit multiscale_cam --findings Mass,Nodule --phantoms 1000
+      learns findings that may occur together, one sigmoid each: of NIH's folder, or a manifest with a column
+      of 0, 1 or nothing (unknown, which adds nothing to the loss) for each; of generated chest films without
+      --data. Patients are upright, so --flips is horizontal then, unless given
 
 DenseNet-121 tapped after its dense blocks 2, 3 and 4 (Sedai et al., 2018): class-wise layer relevance weights
 combine the stages' votes, and the same weights combine their class activation maps.
@@ -24,12 +29,14 @@ Expected of 160 fish-bone patches (GDXray N0002, bone / no bone), 5 folds, 2 see
 xception preset 0.962 (folds 0.87 to 1.00), 0.984 with test-time flips.
 """
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
+from training import findings
 from training.classifier import ClassifierOptions, fit_classifier
-from training.films import ClassifierTask
 from training.options import option
+from training.task import ClassifierTask
 
 PRESETS = {
     "xception": {
@@ -51,6 +58,11 @@ class Recipe(ClassifierOptions):
         15, "Stop after so many epochs without a lower validation loss; 0 trains all epochs.", low=0
     )
     label_column: str = option("label", "Manifest column with the class of a film.")
+    findings: str | None = option(
+        None,
+        "Findings that may occur together, instead of classes: all, or names of finding columns with commas "
+        "between them.",
+    )
     backbone: str = option(
         "densenet121",
         "Network.",
@@ -115,11 +127,14 @@ def task_of(recipe) -> ClassifierTask:
         raise ValueError(f"--init {recipe.init}: no such run folder or file of weights")
     if recipe.test_time_flips and recipe.flips == "none":
         raise ValueError("--test-time-flips averages over the views of --flips, which are none")
+    if recipe.findings is not None and recipe.test_time_flips:
+        raise ValueError("--test-time-flips averages class decisions; with --findings there are none")
 
     def build(spec):
         model = models.build(
             spec.name,
             num_labels=spec.num_labels,
+            head="sigmoid" if spec.task == "multilabel" else "softmax",
             image_size=spec.image_size,
             backbone=recipe.backbone,
             taps=taps,
@@ -163,9 +178,10 @@ def task_of(recipe) -> ClassifierTask:
     return ClassifierTask(
         name="multiscale_cam",
         model="multiscale_densenet",
-        kind="multiclass",
+        kind="multiclass" if recipe.findings is None else "multilabel",
         label_column=recipe.label_column,
-        phantom_kind="fillet",
+        labels=() if recipe.findings is None else findings.parse(recipe.findings),
+        phantom_kind="fillet" if recipe.findings is None else "thorax",
         image_size=(side, side),
         build=build,
         optimizer=optimizer,
@@ -176,4 +192,6 @@ def task_of(recipe) -> ClassifierTask:
 
 
 def run(recipe, given):
+    if recipe.findings is not None and "flips" not in given and not recipe.resume:
+        recipe = dataclasses.replace(recipe, flips="horizontal")
     return fit_classifier(recipe, given, task_of)

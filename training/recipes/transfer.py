@@ -11,6 +11,11 @@
       trains the backbone as well, at a tenth of the head's rate, one stage more every five epochs
   python -m training.fit transfer --data DIR --augment 8
       trains the head on eight augmented views of each film beside the film itself
+  python -m training.fit transfer --findings all --data NIH --folds 5
+  python -m training.fit transfer --findings Mass,Nodule --phantoms 1000
+      learns findings that may occur together, one sigmoid each: of NIH's folder, or a manifest with a column
+      of 0, 1 or nothing (unknown, which adds nothing to the loss) for each; of generated chest films without
+      --data
 
 Which backbone, and frozen or fine-tuned, for your films: `python -m training.compare transfer` answers that.
 
@@ -20,12 +25,14 @@ weights of the lowest validation loss. Fine-tuning keeps batch normalisation fro
 `--preset paper` is plain transfer for 40 epochs: one constant rate, no augmentation, features as they are.
 """
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
+from training import findings, shell
 from training.classifier import ClassifierOptions, fit_classifier
-from training.films import ClassifierTask
 from training.options import option
+from training.task import ClassifierTask
 
 PRESETS = {
     "paper": {
@@ -48,7 +55,7 @@ PRESETS = {
 }
 SMALLEST_FILM = 32
 # What says nothing in the other mode.
-_OF_MODE = {
+OF_MODE = {
     "feature_extractor": ("augment", "standardize"),
     "fine_tune": ("trained_stages", "backbone_rate", "stage_decay", "unfreeze_epochs", "batch_norm"),
 }
@@ -59,6 +66,11 @@ class Recipe(ClassifierOptions):
     epochs: int = option(40, "Passes over the training films.", low=1)
     batch_size: int = option(16, "Films a step, over all devices.", low=1)
     label_column: str = option("label", "Manifest column with the class of a film.")
+    findings: str | None = option(
+        None,
+        "Findings that may occur together, instead of classes: all, or names of finding columns with commas "
+        "between them.",
+    )
     backbone: str = option(
         "densenet201",
         "Network: alexnet, resnet152, densenet201, xception, mobilenetv2, efficientnetv2b0 and the other "
@@ -131,22 +143,31 @@ def task_of(recipe) -> ClassifierTask:
         )
     if recipe.test_time_flips and recipe.flips == "none":
         raise ValueError("--test-time-flips averages over the views of --flips, which are none")
+    if recipe.findings is not None and recipe.test_time_flips:
+        raise ValueError("--test-time-flips averages class decisions; with --findings there are none")
     if not frozen and recipe.unfreeze_epochs >= recipe.epochs:
         raise ValueError(
             f"--unfreeze-epochs {recipe.unfreeze_epochs}: the backbone would never train in {recipe.epochs} "
             "epochs; give fewer, or 0 to train all at once"
         )
 
-    def build(spec):
+    def made(spec):
         own = {} if frozen else {"trained_stages": recipe.trained_stages, "batch_norm": recipe.batch_norm}
         model = models.build(
             spec.name,
             num_labels=spec.num_labels,
+            head="sigmoid" if spec.task == "multilabel" else "softmax",
             image_size=spec.image_size,
             backbone=recipe.backbone,
             mode=recipe.mode,
             **own,
         )
+        if not frozen:
+            _check_unfreezing(recipe, model)
+        return model
+
+    def build(spec):
+        model = made(spec)
         if recipe.weights != "none":
             models.load_backbone_weights(model, recipe.backbone, recipe.weights)
         return model
@@ -191,7 +212,7 @@ def task_of(recipe) -> ClassifierTask:
         return (*mirrored, moved, exposed)
 
     def told(spec):
-        model = build(spec)
+        model = made(spec)
         trained, total = (
             sum(int(variable.shape.num_elements()) for variable in variables)
             for variables in (model.trainable_variables, model.variables)
@@ -203,9 +224,10 @@ def task_of(recipe) -> ClassifierTask:
     return ClassifierTask(
         name="transfer",
         model="transfer",
-        kind="multiclass",
+        kind="multiclass" if recipe.findings is None else "multilabel",
         label_column=recipe.label_column,
-        phantom_kind="fillet",
+        labels=() if recipe.findings is None else findings.parse(recipe.findings),
+        phantom_kind="fillet" if recipe.findings is None else "thorax",
         image_size=(side, side),
         build=build,
         optimizer=optimizer,
@@ -219,9 +241,25 @@ def task_of(recipe) -> ClassifierTask:
     )
 
 
+def _check_unfreezing(recipe, model):
+    """Raises ValueError where a stage that is to be trained would never begin."""
+    from kxray import models
+    from training.optimizer import stage_rates
+
+    _, begins = stage_rates(model, models.backbone_stages(model), unfreeze_steps=recipe.unfreeze_epochs)
+    every, last = recipe.unfreeze_epochs, max(begins.values(), default=0)
+    if every and last >= recipe.epochs:
+        stages, begun = last // every, (recipe.epochs - 1) // every
+        raise ValueError(
+            f"--unfreeze-epochs {every}: the {stages} trained stages of {recipe.backbone} begin one by one, "
+            f"the last after {last} epochs, so {stages - begun} would never train in {recipe.epochs} epochs; "
+            f"give more than {last} epochs, fewer --unfreeze-epochs, or --trained-stages {begun}"
+        )
+
+
 def check_mode(mode, given) -> None:
     """Raises ValueError for options given at the shell that say nothing in a mode."""
-    for other, names in _OF_MODE.items():
+    for other, names in OF_MODE.items():
         foreign = [f"--{name.replace('_', '-')}" for name in names if given.get(name) is not None]
         if other != mode and foreign:
             raise ValueError(f"{', '.join(foreign)}: only with --mode {other}, and this is --mode {mode}")
@@ -230,6 +268,12 @@ def check_mode(mode, given) -> None:
 def run(recipe, given):
     if not recipe.resume:
         check_mode(recipe.mode, given)
+        if recipe.unfreeze_epochs and recipe.mode == "fine_tune":
+            # How many stages there are, the network says.
+            shell.load_tensorflow()
+            task = task_of(recipe)
+            task = dataclasses.replace(task, labels=task.labels or ("a", "b"))
+            task.told(task.spec)
         if recipe.weights == "imagenet" and not recipe.dry_run:
             from kxray import models
 

@@ -34,7 +34,7 @@ def write_report(folder, spec, config, scores, predictions, history, explained=N
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("training", "report"), autoescape=True, undefined=jinja2.StrictUndefined
     )
-    environment.filters["score"] = _score
+    environment.filters["score"] = interval
     environment.filters["share"] = _share
     page = environment.get_template("classifier.html.j2").render(
         explained=None if explained is None else sections(explained),
@@ -58,7 +58,8 @@ def write_report(folder, spec, config, scores, predictions, history, explained=N
     return path
 
 
-def _score(score):
+def interval(score) -> str:
+    """A score with its 95% interval."""
     return f"{score['value']:.3f} [{score['low']:.3f}, {score['high']:.3f}]"
 
 

@@ -144,7 +144,7 @@ def learning_curves(rows) -> str | None:
     axis.set_xscale("log", base=2)
     axis.set_xticks(ticks, [str(tick) for tick in ticks])
     axis.minorticks_off()
-    axis.set_xlabel("training films a class", fontsize=8)
+    axis.set_xlabel("training films a class; last, all films: those of the smallest class", fontsize=8)
     axis.set_ylabel("accuracy on test films, 95% interval", fontsize=8)
     axis.legend(fontsize=8)
     axis.grid(alpha=0.3)

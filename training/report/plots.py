@@ -24,7 +24,8 @@ def _inline(figure, kind, **options):
     return f"data:image/{kind};base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-def _axes(columns=1, rows=1, width=4.2, height=3.2):
+def figure_axes(columns=1, rows=1, width=4.2, height=3.2):
+    """(figure, its axes row by row); `width` and `height` are those of one of them, in inches."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width * columns, height * rows))
@@ -40,7 +41,7 @@ def training_curves(history) -> str:
         "val_accuracy": "validation accuracy",
     }
     shown = [column for column in titles if column in history]
-    figure, axes = _axes(columns=-(-len(shown) // 2), rows=2, height=2.4)
+    figure, axes = figure_axes(columns=-(-len(shown) // 2), rows=2, height=2.4)
     best = history["epoch"][history["val_loss"].idxmin()]
     for axis, column in zip(axes, shown, strict=False):
         axis.plot(history["epoch"], history[column], color=INK, linewidth=1.2)
@@ -57,7 +58,7 @@ def training_curves(history) -> str:
 def confusion_matrix(counts, labels) -> str:
     counts = np.asarray(counts)
     side = max(1.0, 0.24 * len(labels))
-    figure, (axis,) = _axes(width=4.2 * side, height=3.2 * side)
+    figure, (axis,) = figure_axes(width=4.2 * side, height=3.2 * side)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for row, column in np.ndindex(*counts.shape):
@@ -77,7 +78,7 @@ def confusion_matrix(counts, labels) -> str:
 
 def reliability_diagram(calibrated, uncalibrated) -> str:
     """Accuracy against confidence, before and after temperature scaling, with films a bin below."""
-    figure, (axis,) = _axes(width=4.6, height=3.8)
+    figure, (axis,) = figure_axes(width=4.6, height=3.8)
     axis.plot([0, 1], [0, 1], color="grey", linewidth=0.8, linestyle=":")
     for curve, colour, name in ((uncalibrated, SECOND, "before"), (calibrated, INK, "after")):
         filled = curve["films"] > 0
@@ -111,7 +112,7 @@ def contact_sheet(films, captions, columns=6) -> str:
         columns: films a row.
     """
     rows = -(-len(films) // columns)
-    figure, axes = _axes(columns=columns, rows=rows, width=1.9, height=2.3)
+    figure, axes = figure_axes(columns=columns, rows=rows, width=1.9, height=2.3)
     for axis in axes:
         axis.axis("off")
     for axis, film, caption in zip(axes, films, captions, strict=False):
@@ -123,7 +124,7 @@ def contact_sheet(films, captions, columns=6) -> str:
 
 def score_bars(names, scores, title) -> str:
     """One bar a name with its interval; `scores` are dicts of value, low and high in [0, 1]."""
-    figure, (axis,) = _axes(width=7.0, height=0.35 * len(names) + 0.9)
+    figure, (axis,) = figure_axes(width=7.0, height=0.35 * len(names) + 0.9)
     places = np.arange(len(names))[::-1]
     values = np.array([score["value"] for score in scores])
     reach = np.abs(np.array([[score["low"], score["high"]] for score in scores]).T - values)
