@@ -1,5 +1,6 @@
 """What a score on these films is worth, before anyone believes one: python -m training.audit --data DIR"""
 
+import math
 import sys
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from training.shell import program
 
 HELP = """
 Looks for what makes a score on a set of films worth less than it seems, and says in plain words whether a
-shortcut is likely:
+shortcut is likely, possible or not seen:
 
 \b
   films that cannot be read, duplicates and near-duplicates, within and across splits and classes
@@ -28,13 +29,20 @@ Without --run a shortcut is likely where
     from chance to perfect (0.90 for two classes), or
   a property of the file, the source or view, or a marker at the border tells the class: Cramer's V at least
     0.5 at the lower end of its 95% interval.
-With --run the first rule is: one of them reaches at least 0.9 of what the run is better than chance.
-Sharpness and the frame of a film that is filled to its edge are partly anatomy; that is why less than that is
-no more than a reason to hold a model's score against these.
+\b
+With --run the first rule is: one of them
+  reaches at least 0.9 of what the run is better than chance, the two intervals meet, and its own lower end is
+    at least 0.3 of the way from chance to perfect.
+
+A shortcut is possible where the lower end of one of these classifiers is at least 0.3 of the way from chance
+to perfect (0.65 for two classes), or where one that is above chance reaches 0.9 of what the run is above it:
+so much of a score may be no anatomy. Sharpness and the frame of a film that is filled to its edge are partly
+anatomy; that is why this is no more than a reason to hold a model's score against them. Not seen means that
+none of these classifiers found one; a network may find what they do not look for.
 
 \b
-Exit code 0; with --strict 3 where a shortcut is likely, or where one film or patient is in two splits; 2
-where the arguments or the data make an audit impossible.
+Exit code 0; with --strict 3 where a shortcut is likely (not where it is only possible), or where one film or
+patient is in two splits; 2 where the arguments or the data make an audit impossible.
 
 \b
 Examples
@@ -69,7 +77,7 @@ def main(data, run, out, label_column, finding, strict, workers, folds, seed):
     _check_places(data, out)
     from rich.console import Console
 
-    from training import audited_data, shell
+    from training import audit_question, audited_data, shell
     from training.report.audit import write_report
 
     finished = None
@@ -78,26 +86,25 @@ def main(data, run, out, label_column, finding, strict, workers, folds, seed):
 
         finished = read_finished(run)
     asked = run is None or label_column is not None or finding is not None
-    question = audited_data.Question(label_column or "label", finding) if asked else None
-    table, question, problems, notes = audited_data.read_table(data, question, finished)
-    with shell.progress_bars(Console(highlight=False)) as progress:
-        found = audited_data.audit(
-            table, question, problems=problems, notes=notes, folds=folds, seed=seed, workers=workers,
-            progress=progress,
-        )  # fmt: skip
+    question = audit_question.Question(label_column or "label", finding) if asked else None
+    films = audit_question.read_films(data, question, finished)
+    with shell.progress_bars(Console(highlight=False, markup=False)) as progress:
+        found = audited_data.audit(films, folds=folds, seed=seed, workers=workers, progress=progress)
         out.mkdir(parents=True, exist_ok=True)
         audited = None
         if run is not None:
             from training.audited_run import audit_run
 
             audited = audit_run(
-                run, found.table, found.facts["baselines"], folder=out, progress=progress, workers=workers
-            )
-    likely, text = verdict(found.facts["baselines"], audited, found.told)
+                run, found.table, found.facts["baselines"], folder=out,
+                thumbnails=found.scan.thumbnails, progress=progress, workers=workers,
+            )  # fmt: skip
+    level, text = judgement(found.facts["baselines"], audited, found.told)
+    likely = level == "likely"
     leaks = found.leaks()
     facts = {
         "data": str(data),
-        "verdict": {"likely": likely, "text": text, "leaks": leaks},
+        "verdict": {"level": level, "likely": likely, "text": text, "leaks": leaks},
         **found.facts,
         "run": audited,
     }
@@ -130,44 +137,77 @@ def verdict(baselines, run=None, told=()) -> tuple[bool, str]:
         told: what tells the class all by itself, in words (a file property, a source, a marker).
 
     Returns:
-        (likely, text). Without a run it is likely where the lower end of some classifier's balanced accuracy
-        reaches 0.8 of the way from chance to perfect; with one, where some classifier that is above chance
-        reaches 0.9 of what the run is above chance. What is `told` makes it likely too.
+        (likely, text), see `judgement`.
     """
-    from kxray.data.shortcuts import EXPLAINED_SHARE, LIKELY_SKILL, SHOWN_AS, skill
+    level, text = judgement(baselines, run, told)
+    return level == "likely", text
+
+
+def judgement(baselines, run=None, told=()) -> tuple[str, str]:
+    """How likely a shortcut is, and why, in words.
+
+    How far a balanced accuracy is from chance (0) to perfect (1) is its skill. The arguments are those of
+    `verdict`.
+
+    Returns:
+        (level, text). Level "likely": something is `told`; or, without a run, the lower end of some
+        classifier's interval has a skill of 0.8; or, with one, some classifier has 0.9 of the run's skill,
+        their intervals meet, and the skill at its own lower end is at least 0.3: the best of six is a little
+        lucky. "possible": that lower end has a skill of 0.3, or a classifier that is above chance has 0.9 of
+        the run's. "not seen" else.
+    """
+    from kxray.data.shortcuts import EXPLAINED_SHARE, LIKELY_SKILL, POSSIBLE_SKILL, SHOWN_AS, skill
 
     num_labels = len(next(iter(baselines.values()))["recall"])
     scores = {name: row["balanced_accuracy"] for name, row in baselines.items()}
     # One cause is better to know than all of them together.
     names = sorted(scores, key=lambda name: (name == "all", -scores[name]["value"]))
     chance = 1 / num_labels
+
+    def from_skill(share):
+        return chance + share * (1 - chance)
+
+    def surely(name, share):
+        return skill(_number(scores[name]["low"]), num_labels) >= share
+
     own, before = None if run is None else run["scores"]["balanced_accuracy"], ""
     if own is not None and not _number(own["low"]) > chance:
         before, own = f"your run is not shown to be above chance ({_interval(own)}); of the data: ", None
     if own is None:
-        needed = chance + LIKELY_SKILL * (1 - chance)
-        enough = [name for name in names if _number(scores[name]["low"]) >= needed]
-        of, rule = " balanced accuracy", f"it counts as likely from {needed:.2f} at the lower end"
-        advice = ["hold the score of your model against it: --run RUN"] if run is None else []
+        near = []
+        likely = [name for name in names if surely(name, LIKELY_SKILL)]
+        of, needed = " balanced accuracy", f"{from_skill(LIKELY_SKILL):.2f} at the lower end"
     else:
-        needed = EXPLAINED_SHARE * skill(own["value"], num_labels)
-        enough = [
+        share = EXPLAINED_SHARE * skill(own["value"], num_labels)
+        near = [
             name
             for name in names
-            if skill(scores[name]["value"], num_labels) >= needed and _number(scores[name]["low"]) > chance
+            if skill(scores[name]["value"], num_labels) >= share and _number(scores[name]["low"]) > chance
         ]
-        of, advice = f" of your {own['value']:.2f}", []
-        needed = chance + needed * (1 - chance)
-        rule = f"it counts as likely from {needed:.2f}, {EXPLAINED_SHARE:g} of what yours is above chance"
-    best = enough[0] if enough else max(names, key=lambda name: scores[name]["value"])
+        likely = [
+            name
+            for name in near
+            if surely(name, POSSIBLE_SKILL) and _number(scores[name]["high"]) >= own["low"]
+        ]
+        of = f" of your {_interval(own)}"
+        needed = f"{from_skill(share):.2f}, {EXPLAINED_SHARE:g} of what yours is above chance"
+    possible = [name for name in names if name in near or surely(name, POSSIBLE_SKILL)]
+    best = likely[0] if likely else max(possible or names, key=lambda name: scores[name]["value"])
     reach = f"{SHOWN_AS[best]} reaches {_interval(scores[best])}{of} (chance {chance:.2f})"
     if best != "histogram":
         reach += f", a histogram alone {scores['histogram']['value']:.2f}"
-    if enough:
-        return True, "; ".join([f"{before}shortcut likely: {reach}", *told])
+    if likely:
+        return "likely", "; ".join([f"{before}shortcut likely: {reach}", *told])
     if told:
-        return True, "; ".join([f"{before}shortcut likely: {told[0]}", *told[1:], reach])
-    return False, "; ".join([f"{before}shortcut not likely: no more than this, {reach}", rule, *advice])
+        return "likely", "; ".join([f"{before}shortcut likely: {told[0]}", *told[1:], reach])
+    advice = ["hold the score of your model against it: --run RUN"] if run is None else []
+    if possible:
+        rule = f"so much of a score may be no anatomy, and it counts as likely from {needed}"
+        return "possible", "; ".join(
+            [f"{before}shortcut possible, not shown to be likely: {reach}", rule, *advice]
+        )
+    rule = f"it counts as possible from {from_skill(POSSIBLE_SKILL):.2f} at the lower end"
+    return "not seen", "; ".join([f"{before}shortcut not seen: no more than this, {reach}", rule])
 
 
 def _number(value) -> float:
@@ -175,6 +215,8 @@ def _number(value) -> float:
 
 
 def _interval(score) -> str:
+    if not math.isfinite(_number(score["value"])):
+        return "undefined"
     low, high = _number(score["low"]), _number(score["high"])
     return f"{score['value']:.2f}" + (f" [{low:.2f}, {high:.2f}]" if low == low else "")
 

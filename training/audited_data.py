@@ -22,51 +22,6 @@ ORIGINS = re.compile(
 
 
 @dataclasses.dataclass(frozen=True)
-class Question:
-    """Which classes are told apart: the values of a column (or some of them), or a finding against its
-    absence."""
-
-    label_column: str = "label"
-    finding: str | None = None
-    labels: tuple[str, ...] | None = None
-
-    def labels_of(self, table) -> np.ndarray:
-        """The class of every film, str (N,), `""` where it is unknown. Raises ValueError: no such column."""
-        from kxray.data import finding_columns
-
-        findings = finding_columns(table)
-        if self.finding is not None:
-            if self.finding not in findings:
-                raise ValueError(
-                    f"--finding {self.finding}: no such 0/1 column; "
-                    f"{'findings: ' + ', '.join(findings) if findings else 'the data have none'}"
-                )
-            names = {1.0: self.finding, 0.0: f"no {self.finding}"}
-            return np.array([names.get(value, "") for value in table[self.finding]], dtype=str)
-        if self.label_column not in table.columns:
-            shown = [name for name in table.columns if name not in findings]
-            others = f" or --finding with one of {', '.join(findings)}" if findings else ""
-            raise ValueError(
-                f"the data have no column {self.label_column!r}; give --label-column with one of "
-                f"{', '.join(map(str, shown))}{others}"
-            )
-        column = table[self.label_column]
-        if pd.api.types.is_numeric_dtype(column):
-            texts = [f"{value:g}" if value == value else "" for value in column]
-        else:
-            texts = [str(value).strip() for value in column]
-        asked = set(texts) if self.labels is None else set(self.labels)
-        return np.array([text if text in asked else "" for text in texts], dtype=str)
-
-    @property
-    def column(self) -> str:
-        return self.finding or self.label_column
-
-    def __str__(self):
-        return f"{self.finding} against its absence" if self.finding else f"the classes of {self.column!r}"
-
-
-@dataclasses.dataclass(frozen=True)
 class Found:
     """What an audit found.
 
@@ -79,6 +34,7 @@ class Found:
         pairs: `kxray.data.leaks.duplicate_pairs` of `everything`.
         straddles: `kxray.data.leaks.straddling_columns` of `everything`.
         properties: association's name -> str (N,), its values.
+        shapes: of their markers, from `kxray.data.markers.marker_shapes`.
         told: what tells the class all by itself, in words.
         facts: JSON values for audit.json and the report.
     """
@@ -91,6 +47,7 @@ class Found:
     pairs: pd.DataFrame
     straddles: list[dict]
     properties: dict[str, np.ndarray]
+    shapes: list[list[int]]
     told: list[str]
     facts: dict
 
@@ -110,61 +67,11 @@ class Found:
         return found
 
 
-def read_table(source, question, finished=None):
-    """Reads the films of a source.
+def audit(films, *, folds, seed, workers, progress) -> Found:
+    """Scans films and tests everything that `Found` holds.
 
     Args:
-        source: as `kxray.data.read_source` takes it.
-        question: which classes, or None for those that a run tells apart.
-        finished: of `training.run_films.read_finished`, where there is no question.
-
-    Returns:
-        (table of the sound rows, question, problems of the other rows, notes)
-
-    Raises:
-        ValueError: no such column, or not a sound row.
-    """
-    from kxray import data
-
-    table = data.read_source(source, check=False)
-    notes = list(table.attrs.get("notes", []))
-    if question is None:
-        table, question, chosen = _asked_by(finished, table)
-        notes += chosen
-    question.labels_of(table)
-    problems = data.check_manifest(table)
-    # A cell that is broken tells nothing, its film can be looked at all the same; a doubtful path cannot.
-    table = data.drop_problems(table, problems) if len(problems) else table
-    if table.empty:
-        raise ValueError(f"{source}: none of its rows is sound; the first problem: {problems['problem'][0]}")
-    return table, question, problems, notes
-
-
-def _asked_by(finished, table):
-    """(films, question, notes) of a run: the column that has its labels, or its findings made one."""
-    from training import chosen_labels
-    from training.run_films import truth_of
-
-    labels, notes = finished.spec.labels, []
-    column, _ = truth_of(table, labels)
-    if column is None:
-        column = "label"
-        try:
-            table, notes = chosen_labels.choose(table, list(labels), column)
-        except ValueError as error:
-            raise ValueError(
-                f"the data have no films labelled {' or '.join(labels)}, which {finished.folder} tells apart "
-                f"({error})"
-            ) from None
-    return table, Question(column, labels=tuple(labels)), notes
-
-
-def audit(table, question, *, problems, notes, folds, seed, workers, progress) -> Found:
-    """Scans the films of a table and tests everything that `Found` holds.
-
-    Args:
-        table, problems, notes: from `read_table`.
-        question: which classes.
+        films: of `training.audit_question.read_films`.
         folds: of the cross-validation; fewer where there are fewer groups.
         seed: of folds, forests and resampling.
         workers: films read at a time.
@@ -174,10 +81,10 @@ def audit(table, question, *, problems, notes, folds, seed, workers, progress) -
         ValueError: fewer than two classes with readable films of two patients.
     """
     from kxray import data
-    from kxray.data import leaks, shortcuts
+    from kxray.data import leaks, markers, shortcuts
     from kxray.data.manifest import row_numbers
 
-    notes = list(notes)
+    table, question, notes = films.table, films.question, list(films.notes)
     bar = progress.add_task("reading films", total=len(table), facts="")
     scan = shortcuts.scan_shortcuts(
         list(table["path"]), workers=workers, progress=lambda done: progress.update(bar, completed=done)
@@ -186,7 +93,8 @@ def audit(table, question, *, problems, notes, folds, seed, workers, progress) -
     unread = [
         (rows[i], paths[i], "path", f"unreadable film: {why}") for i, why in sorted(scan.errors.items())
     ]
-    unreadable = pd.concat([problems, pd.DataFrame(unread, columns=problems.columns)], ignore_index=True)
+    unread = pd.DataFrame(unread, columns=films.problems.columns)
+    unreadable = pd.concat([films.problems, unread], ignore_index=True)
     readable = np.setdiff1d(np.arange(len(table)), list(scan.errors))
     if not len(readable):
         raise ValueError(f"none of the {len(table)} films can be read; the first: {scan.errors[0]}")
@@ -201,18 +109,20 @@ def audit(table, question, *, problems, notes, folds, seed, workers, progress) -
     folds = min(folds, grouping.count)
     split = data.patient_folds(known, labels_known, folds, seed, grouping=grouping)
     notes += split.notes
-    some = _some_groups(grouping.groups, seed, notes)
+    some = _some_groups(grouping.groups, labels_known, split.parts, seed, notes)
     bar = progress.add_task("classifiers", total=len(scan_known.features), facts="")
     baselines = shortcuts.shortcut_scores(
         {name: columns[some] for name, columns in scan_known.features.items()}, labels_known[some],
         split.parts[some], grouping.groups[some], seed=seed,
         progress=lambda done: progress.update(bar, completed=done),
     )  # fmt: skip
-    properties, associations = _associations(known, labels_known, scan_known, grouping.groups, question, seed)
+    shapes = markers.marker_shapes(scan_known.markers)
+    kinds = _properties(known, scan_known, shapes, question)
+    properties, associations = _associations(kinds, labels_known, grouping.groups, seed)
     telling = [row for row in associations if row["tells"]]
     # "any text" says again what "text top left" says: of the markers the strongest is enough.
-    markers = [row for row in telling if row["kind"] == "marker"]
-    told = [_told(row) for row in telling if row["kind"] != "marker" or row is markers[0]]
+    of_markers = [row for row in telling if row["kind"] == "marker"]
+    told = [_told(row) for row in telling if row["kind"] != "marker" or row is of_markers[0]]
     straddles = leaks.straddling_columns(everything)
     across = pairs[["leak", "labels", "patients"]]
     facts = {
@@ -245,7 +155,7 @@ def audit(table, question, *, problems, notes, folds, seed, workers, progress) -
     extra = {name: values for name, values in extra.items() if name not in known.columns}
     return Found(
         known.assign(**extra), labels_known, scan_known, unreadable, everything, pairs, straddles, properties,
-        told, facts,
+        shapes, told, facts,
     )  # fmt: skip
 
 
@@ -270,16 +180,27 @@ def _usable(labels, groups, notes):
     return np.flatnonzero(usable)
 
 
-def _some_groups(groups, seed, notes):
-    """Positions of at most about 10,000 films in whole groups: more trees to grow would tell no more."""
+def _some_groups(groups, labels, folds, seed, notes):
+    """Positions of at most about 10,000 films in whole groups: more trees to grow would tell no more.
+
+    The smallest group of each class in each of two folds is always among them, so that every class is grown
+    on and scored; the others are drawn, and taken as long as they fit.
+    """
     if len(groups) <= MOST_FILMS:
         return np.arange(len(groups))
-    names, owner = np.unique(groups, return_inverse=True)
-    order = np.random.default_rng(seed).permutation(len(names))
-    place = np.empty(len(names), int)
-    place[order] = np.arange(len(names))
-    taken = np.cumsum(np.bincount(owner.reshape(-1))[order]) <= MOST_FILMS
-    rows = np.flatnonzero(taken[place[owner.reshape(-1)]])
+    owner = np.unique(groups, return_inverse=True)[1].reshape(-1)
+    sizes = np.bincount(owner)
+    taken = np.zeros(len(sizes), bool)
+    for label in np.unique(labels):
+        members = np.unique(np.stack([sizes[owner], owner, folds], axis=1)[labels == label], axis=0)
+        _, smallest = np.unique(members[:, 2], return_index=True)
+        taken[members[np.sort(smallest)[:2], 1]] = True
+    count = int(sizes[taken].sum())
+    for group in np.random.default_rng(seed).permutation(len(sizes)):
+        if not taken[group] and count + sizes[group] <= MOST_FILMS:
+            taken[group] = True
+            count += int(sizes[group])
+    rows = np.flatnonzero(taken[owner])
     notes.append(
         f"the classifiers without anatomy saw {len(rows)} of the {len(groups)} films, drawn by group"
     )
@@ -296,16 +217,22 @@ def _splits(table):
     return {str(name): int(count) for name, count in zip(names, counts, strict=True)}
 
 
-def _associations(table, labels, scan, groups, question, seed):
-    """(values by name, association rows in falling order of V) of file, table and markers."""
+def _properties(table, scan, shapes, question):
+    """Kind to the properties of file, table and markers, name to str (N,) each."""
     from kxray.data import associations, markers, shortcuts
-    from kxray.metrics import holm
 
-    kinds = {
+    return {
         "file": shortcuts.header_properties(scan),
         "table": associations.metadata_columns(table, question.column),
-        "marker": markers.marker_properties(scan.markers),
+        "marker": markers.marker_properties(scan.markers, shapes),
     }
+
+
+def _associations(kinds, labels, groups, seed):
+    """(values by name, association rows in falling order of V) of some kinds of properties."""
+    from kxray.data import associations
+    from kxray.metrics import holm
+
     values, rows = {}, []
     for kind, found in kinds.items():
         for name, of_film in found.items():
@@ -365,7 +292,6 @@ def write_tables(out, found) -> None:
     """pairs.csv, markers.csv and unreadable.csv; paths are relative to OUT."""
     from kxray.data import leaks
     from kxray.data.manifest import write_text
-    from kxray.data.markers import marker_shapes
 
     def relative(paths):
         return [Path(os.path.relpath(path, out)).as_posix() if path else "" for path in paths]
@@ -376,7 +302,7 @@ def write_tables(out, found) -> None:
     unreadable = found.unreadable.assign(path=relative(found.unreadable["path"]))
     write_text(out / "unreadable.csv", unreadable.to_csv(index=False, lineterminator="\n"))
     paths, rows = relative(found.table["path"]), []
-    of_film = zip(paths, found.labels, found.scan.markers, marker_shapes(found.scan.markers), strict=True)
+    of_film = zip(paths, found.labels, found.scan.markers, found.shapes, strict=True)
     for path, label, film, shapes in of_film:
         for marker, shape in zip(film, shapes, strict=True):
             box = (marker.x, marker.y, marker.width, marker.height)

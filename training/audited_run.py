@@ -32,7 +32,7 @@ EXAMPLES = 6
 _AGREEMENT = 0.05
 
 
-def audit_run(run, table, baselines, *, folder, progress=None, workers=None) -> dict:
+def audit_run(run, table, baselines, *, folder, thumbnails=None, progress=None, workers=None) -> dict:
     """Holds the score of a classifier run against its shortcuts.
 
     Args:
@@ -42,6 +42,8 @@ def audit_run(run, table, baselines, *, folder, progress=None, workers=None) -> 
         baselines: name of a classifier that sees no anatomy -> dict of accuracy, balanced_accuracy and auroc,
             each {value, low, high}.
         folder: where run_films.csv is written, a row for each film that the kept model looked at.
+        thumbnails: uint8 (len(table), 32, 32) of the films, from `kxray.data.audit.thumbnail`; with them a
+            film that shows the picture of a training film is not taken for a new one.
         progress: rich progress, see `training.shell.progress_bars`.
         workers: decoding workers; one a core by default.
 
@@ -73,7 +75,7 @@ def audit_run(run, table, baselines, *, folder, progress=None, workers=None) -> 
     scores = metrics.classification_scores(labels, probabilities, groups, spec.labels)
     relabelled = int(((truth[known_rows] != "") & (truth[known_rows] != known["label"].to_numpy())).sum())
     notes = matching_notes(finished, len(known), found_by, relabelled)
-    looked_at = films_to_ask(finished, known, known_rows, table, truth)
+    looked_at = films_to_ask(finished, known, known_rows, table, truth, thumbnails)
     answers = _answers(finished, looked_at, progress, workers)
     if looked_at.of_run:
         _check_agreement(finished, looked_at, answers, probabilities, found_by, notes)

@@ -2,9 +2,13 @@
 
 import math
 
+import pandas as pd
+
+from kxray.data import associations
 from training import scoring
 
 MOST_VALUES = 12
+MOST_NUMBERS = 5
 SMALLEST_SLICE = 10
 AGE_BANDS = ((20, "0-19"), (40, "20-39"), (60, "40-59"), (math.inf, "60+"))
 _NO_SLICES = ("path", "patient_id", "label", "coarse_label", "split", "boxes", "masks", "group", "study_id")
@@ -12,6 +16,9 @@ _NO_SLICES = ("path", "patient_id", "label", "coarse_label", "split", "boxes", "
 
 def slices_of(known, known_rows, groups, table, truth_column, spec) -> dict:
     """Scores a run by every column of few values that says something of its films.
+
+    Numbers of more than 5 values are cut into thirds, unless no two films have the same whole number: then
+    they are names, and left out, as are texts of as many values as there are films, or nearly so.
 
     Args:
         known: prediction table of the run, of the films at positions `known_rows` of `table`.
@@ -33,11 +40,9 @@ def slices_of(known, known_rows, groups, table, truth_column, spec) -> dict:
     for name in table.columns:
         if name in skipped or not isinstance(name, str):
             continue
-        values = table[name].iloc[known_rows].tolist()
-        text_of = age_band if _is_age(name) else _cell
-        values = [text_of(value) for value in values]
+        values = _texts(name, table[name].iloc[known_rows])
         distinct = set(values) - {""}
-        if len(distinct) > MOST_VALUES:
+        if len(distinct) > min(MOST_VALUES, max(MOST_NUMBERS, sum(map(bool, values)) // 2)):
             too_many.append(name)
         elif len(set(values)) > 1 and distinct:
             columns[name] = values
@@ -69,6 +74,19 @@ def _reading(rows):
         "alone makes about one in twenty do so, for each score. Corrected for so many comparisons (Holm), "
         f"{told} from the other films in accuracy."
     )
+
+
+def _texts(name, column):
+    """A column's values as texts of few values where that can be done, "" where nothing is known."""
+    if _is_age(name):
+        return [age_band(value) for value in column]
+    known = column.dropna()
+    if pd.api.types.is_numeric_dtype(column) and known.nunique() > MOST_NUMBERS:
+        whole = (known == known.round()).all()
+        if not whole or 2 * known.nunique() <= len(known):
+            texts = associations.thirds(column.to_numpy(float)).tolist()
+            return ["" if text == associations.UNKNOWN else text for text in texts]
+    return [_cell(value) for value in column]
 
 
 def _cell(value):

@@ -40,12 +40,18 @@ def read(recipe):
     return table, notes
 
 
+def is_absence(label) -> bool:
+    """Whether a label says that there is nothing to be found: "No Finding", "normal", ..."""
+    return re.sub("[^a-z]", "", label.lower()) in _WITHOUT
+
+
 def choose(table, labels, column):
     """The films of a source that have exactly one of some labels.
 
     A source with a label column: films with one of the labels. A source with findings: a label is the name of
     a finding, and its films have that finding, whatever else they show; "No Finding" (or "normal") are the
-    films whose known findings are all 0. Films with several of the labels, or none, are left out.
+    films whose known findings are all 0, those asked for among them. Films with several of the labels, or
+    none, are left out.
 
     Args:
         table: of `kxray.data.read_source`.
@@ -72,12 +78,14 @@ def choose(table, labels, column):
     if not findings:
         raise ValueError(f"--labels: the source has neither a column {column!r} nor findings")
     values = table[findings].to_numpy(float)
+    # A finding that is asked for and that nobody looked for may be there.
+    asked = (table[[label for label in labels if label in findings]].to_numpy(float) == 0).all(axis=1)
     has = []
     for label in labels:
         if label in findings:
             has.append((table[label] == 1).to_numpy())
-        elif re.sub("[^a-z]", "", label.lower()) in _WITHOUT:
-            has.append(~(values == 1).any(axis=1) & (values == 0).any(axis=1))
+        elif is_absence(label):
+            has.append(~(values == 1).any(axis=1) & (values == 0).any(axis=1) & asked)
         else:
             _all_there([label], [*findings, "No Finding"], "the source has the findings")
     has = np.stack(has, axis=1)
@@ -87,7 +95,7 @@ def choose(table, labels, column):
     rule = ", ".join(
         f"{label}: films with that finding, whatever else they show"
         if label in findings
-        else f"{label}: films without any finding"
+        else f"{label}: films without any finding, known to be without those asked for"
         for label in labels
     )
     notes = [rule]

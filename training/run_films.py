@@ -170,13 +170,15 @@ class LookedAt:
     told: str
 
 
-def films_to_ask(finished, known, known_rows, table, truth) -> LookedAt:
+def films_to_ask(finished, known, known_rows, table, truth, thumbnails=None) -> LookedAt:
     """Films that the kept model was not trained on, where there are enough; else those of the run's folds.
 
     Args:
         finished: FinishedRun.
         known: its prediction table, of the films that are in `table`, at positions `known_rows`.
         table, truth: as in `match_films`.
+        thumbnails: uint8 (len(table), 32, 32), by which other copies of a film are known; by default only by
+            their bytes.
     """
     spec, paths = finished.spec, table["path"].to_numpy()
     labels = np.array([spec.labels.index(label) for label in known["label"]])
@@ -185,7 +187,7 @@ def films_to_ask(finished, known, known_rows, table, truth) -> LookedAt:
     if not finished.config["options"].get("folds"):
         told = f"the {len(known)} test films of the run, which the kept model was not trained on"
         return _thinned(dataclasses.replace(of_run, told=told))
-    new = np.flatnonzero(_not_trained_on(finished, known_rows, table) & (truth != ""))
+    new = np.flatnonzero(_not_trained_on(finished, known_rows, table, thumbnails) & (truth != ""))
     if len(new) >= FEWEST_NEW_FILMS and len(set(truth[new])) == spec.num_labels:
         patients = table["patient_id"].astype(str).to_numpy()[new]
         return _thinned(
@@ -202,20 +204,36 @@ def films_to_ask(finished, known, known_rows, table, truth) -> LookedAt:
     return _thinned(dataclasses.replace(of_run, seen=True, told=told))
 
 
-def _not_trained_on(finished, known_rows, table):
-    """Which films are neither in a run with folds, nor its corrections, nor of patients of either."""
-    from kxray.data import read_manifest
+def _not_trained_on(finished, known_rows, table, thumbnails):
+    """Which films are not in a run with folds or its corrections, nor copies of those, nor of their patients.
 
-    paths = [os.path.realpath(path) for path in table["path"]]
-    trained = {paths[row] for row in known_rows}
+    None, where a film that it was trained on is not known: any film may be that one.
+    """
+    from kxray.data import audit, read_manifest
+
+    nothing = np.zeros(len(table), bool)
+    if len(known_rows) < len(finished.predictions):
+        return nothing
+    patients = table["patient_id"].astype(str).to_numpy()
+    digests = np.array(audit.file_digests(table["path"]))
+    trained, trained_patients = set(digests[known_rows]), set()
+    if "patient_id" in finished.predictions.columns:
+        trained_patients |= set(finished.predictions["patient_id"].astype(str))
     corrections = finished.config["options"].get("corrections")
     if corrections:
         if not os.path.isfile(corrections):
-            return np.zeros(len(table), bool)
-        trained |= {os.path.realpath(path) for path in read_manifest(corrections, check=False)["path"]}
-    patients = table["patient_id"].astype(str).to_numpy()
-    used = np.array([path in trained for path in paths], bool)
-    return ~used & ~np.isin(patients, list(set(patients[used]) - {""}))
+            return nothing
+        corrected = read_manifest(corrections, check=False)
+        if not all(os.path.isfile(path) for path in corrected["path"]):
+            return nothing
+        trained |= set(audit.file_digests(corrected["path"]))
+        trained_patients |= set(corrected["patient_id"].astype(str))
+    used = np.isin(digests, list(trained))
+    if thumbnails is not None:
+        pictures = audit.near_duplicate_groups(thumbnails)
+        used |= np.isin(pictures, pictures[used])
+    trained_patients |= set(patients[used])
+    return ~used & ~np.isin(patients, list(trained_patients - {""}))
 
 
 def _thinned(looked_at):

@@ -41,19 +41,26 @@ def duplicate_pairs(
         Table of pairs, leaks first: first and second (row positions), kind ("same file" or "near-duplicate"),
         correlation (of the thumbnails, less their blurred selves), splits, labels and patients ("train and
         test" where the two differ and both are known, else ""), and leak: True where the pair is in two
-        parts. Of k copies of one file the first is paired with each other one.
+        parts. Of k copies of one file the first is paired with each other one, and each copy with the first
+        one in each other part and of each other class (and with one of another patient), so that what
+        differs among them is seen whatever is known of the first.
     """
     pairs, correlations = audit.near_duplicate_pairs(thumbnails)
     near = zip(pairs.tolist(), correlations, strict=True)
     found = {tuple(pair): ("near-duplicate", float(correlation)) for pair, correlation in near}
+    parts = parts_of(table)
+    patients = [str(patient) for patient in table["patient_id"]] if "patient_id" in table.columns else None
     files = pd.Series(audit.exact_duplicate_groups(list(table["path"])))
     for members in files.groupby(files).groups.values():
         if len(members) > 1:
-            same = {int(i) for i in members}
+            copies = sorted(int(i) for i in members)
+            same = set(copies)
             found = {p: kind for p, kind in found.items() if not (p[0] in same and p[1] in same)}
-            found |= {(int(members[0]), int(other)): ("same file", 1.0) for other in members[1:]}
-    parts = parts_of(table)
-    patients = [str(patient) for patient in table["patient_id"]] if "patient_id" in table.columns else None
+            told = {(copies[0], other) for other in copies[1:]}
+            told |= _differing(copies, parts) | _differing(copies, labels)
+            # There may be as many patients as copies: one other is enough.
+            told |= _differing(copies, patients, most=1)
+            found |= {pair: ("same file", 1.0) for pair in sorted(told)}
     rows = []
     for (first, second), (kind, correlation) in found.items():
         splits = _two(parts, first, second)
@@ -111,6 +118,23 @@ def pair_names(pairs: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     paths = table["path"].to_numpy(dtype=object)
     named = {side: [str(Path(paths[i])) for i in pairs[side]] for side in ("first", "second")}
     return pairs.assign(**named)
+
+
+def _differing(copies, values, most=None):
+    """Pairs of each copy with the first one of each other known value (of the first `most` values)."""
+    if values is None:
+        return set()
+    first = {}
+    for copy in copies:
+        if str(values[copy]):
+            first.setdefault(str(values[copy]), copy)
+    leaders = list(first.items())[:most]
+    return {
+        (min(copy, leader), max(copy, leader))
+        for copy in copies
+        for value, leader in leaders
+        if str(values[copy]) not in ("", value)
+    }
 
 
 def _two(values, first, second) -> str:

@@ -19,6 +19,8 @@ BORDER_SHARE = 0.22
 _FLAT = 1.5 / 255
 _LEAST_STEP = 0.04
 _SAME_APPEARANCE = 0.75
+# Letters have few shapes; of more, the rest is noise, and each would be compared with all of them.
+_MOST_SHAPES = 2000
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -84,11 +86,14 @@ def find_markers(pixels: np.ndarray) -> list[Marker]:
     return found + [_marker("strip", *strip, small, step) for strip in strips]
 
 
-def marker_properties(markers: Sequence[Sequence[Marker]], *, least: int = 5) -> dict[str, np.ndarray]:
+def marker_properties(
+    markers: Sequence[Sequence[Marker]], shapes: Sequence[Sequence[int]] | None = None, *, least: int = 5
+) -> dict[str, np.ndarray]:
     """What can be said of the markers of each film, as properties of few values for `association`.
 
     Args:
         markers: of each film, from `find_markers`.
+        shapes: theirs, from `marker_shapes`, where they are known already.
         least: films that must differ from the rest for a property to be worth testing.
 
     Returns:
@@ -104,7 +109,7 @@ def marker_properties(markers: Sequence[Sequence[Marker]], *, least: int = 5) ->
                 any(m.kind == kind and m.place == place for m in film) for film in markers
             ]
         found |= of_kind
-    shapes = marker_shapes(markers)
+    shapes = marker_shapes(markers) if shapes is None else shapes
     for number in sorted({shape for film in shapes for shape in film if shape > 0}):
         places = [
             marker.place
@@ -121,10 +126,10 @@ def marker_properties(markers: Sequence[Sequence[Marker]], *, least: int = 5) ->
 def marker_shapes(markers: Sequence[Sequence[Marker]], *, most: int = 12) -> list[list[int]]:
     """Number of each marker's shape: 1 the most frequent, ...; 0 a rare shape, or no text.
 
-    A text belongs to the first earlier text with which its picture correlates by at least 0.75, else it
-    starts a shape of its own.
+    A text belongs to the shape whose first picture it is most like, if the two correlate by at least 0.75,
+    else it starts a shape of its own; after 2,000 shapes none is started.
     """
-    leaders, numbers = np.zeros((0, APPEARANCE_SIDE**2), np.float32), []
+    leaders, count, numbers = np.zeros((64, APPEARANCE_SIDE**2), np.float32), 0, []
     for film in markers:
         of_film = []
         for marker in film:
@@ -134,14 +139,19 @@ def marker_shapes(markers: Sequence[Sequence[Marker]], *, most: int = 12) -> lis
             picture = marker.appearance.astype(np.float32).ravel()
             picture -= picture.mean()
             picture /= max(float(np.linalg.norm(picture)), 1e-6)
-            alike = leaders @ picture
-            if not len(alike) or alike.max() < _SAME_APPEARANCE:
-                leaders = np.concatenate([leaders, picture[None]])
-                of_film.append(len(leaders) - 1)
-            else:
+            alike = leaders[:count] @ picture
+            if count and alike.max() >= _SAME_APPEARANCE:
                 of_film.append(int(alike.argmax()))
+            elif count == _MOST_SHAPES:
+                of_film.append(-1)
+            else:
+                if count == len(leaders):
+                    leaders = np.concatenate([leaders, np.zeros_like(leaders)])
+                leaders[count] = picture
+                of_film.append(count)
+                count += 1
         numbers.append(of_film)
-    counts = np.bincount([n for film in numbers for n in set(film) if n >= 0], minlength=len(leaders))
+    counts = np.bincount([n for film in numbers for n in set(film) if n >= 0], minlength=count)
     frequent = [int(n) for n in np.argsort(-counts, kind="stable")[:most] if counts[n] > 1]
     rank = {number: k + 1 for k, number in enumerate(frequent)}
     return [[rank.get(number, 0) for number in film] for film in numbers]

@@ -19,7 +19,7 @@ from kxray.data.markers import Marker, find_markers
 GRID = 16
 # Cells of the grid that stay at each side when the centre is blanked out: an eighth of the side.
 FRAME_CELLS = 2
-LIKELY_SKILL = 0.8
+LIKELY_SKILL, POSSIBLE_SKILL = 0.8, 0.3
 EXPLAINED_SHARE = 0.9
 SHOWN_AS = {
     "histogram": "a histogram alone",

@@ -3,6 +3,7 @@
 import concurrent.futures
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 
@@ -236,10 +237,28 @@ def test_several_processes_share_a_folder(paths, tmp_path):
 def test_what_a_killed_process_left_is_removed(load, tmp_path):
     path = load().path
     path.with_suffix(".json").unlink()
-    leftover = path.with_name(f".{path.stem}.999999999.npy")
+    mine = pipeline.unfinished_name(path)
+    leftover = mine.with_name(mine.name.replace(f".{os.getpid()}-", ".999999999-"))
     leftover.write_bytes(path.read_bytes()[:50])
     again = load()
     assert "half written" in again.notes[0] and not leftover.exists()
+
+
+def test_what_another_machine_is_writing_stays(load, monkeypatch):
+    path = load().path
+    path.with_suffix(".json").unlink()
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr("socket.gethostname", lambda: "elsewhere")
+        # Its process has a number that no process has here, or that of another one.
+        theirs = pipeline.unfinished_name(path)
+        theirs = theirs.with_name(theirs.name.replace(f".{os.getpid()}-", ".999999999-"))
+    old, own = theirs.with_name(theirs.name.replace(".npy", "0.npy")), pipeline.unfinished_name(path)
+    for file in (theirs, old, own):
+        file.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    load()
+    assert theirs.exists() and own.exists() and not old.exists()
+    assert own != pipeline.unfinished_name(path), "two caches of one process"
 
 
 def test_a_failed_computation_leaves_nothing(load, tmp_path):

@@ -138,6 +138,31 @@ def test_properties_name_place_and_shape():
     assert marker_properties([[], []]) == {}
 
 
+def text(seed):
+    """A text whose picture is noise, unlike any other."""
+    noise = np.random.default_rng(seed).integers(0, 256, (16, 16)).astype(np.uint8)
+    return markers.Marker("text", 0, 0, 9, 9, 1.0, "top", noise)
+
+
+def test_shapes_are_found_again_among_many_and_no_more_than_that_are_started(monkeypatch):
+    films = [[text(seed)] for seed in range(150)]
+    shapes = marker_shapes([*films, *films[:3], films[0], films[0]])
+    # The most frequent first; of 150 shapes three were seen again.
+    assert [shape[0] for shape in shapes[:4]] == [1, 2, 3, 0] and [s[0] for s in shapes[-2:]] == [1, 1]
+    monkeypatch.setattr(markers, "_MOST_SHAPES", 100)
+    shapes = marker_shapes([*films, *films[97:103]])
+    assert [shape[0] for shape in shapes[-6:]] == [1, 2, 3, 0, 0, 0]
+
+
+def test_known_shapes_are_taken(monkeypatch):
+    films = [find_markers(with_sign(L if i % 2 else T, 6, 8, seed=i)) for i in range(20)]
+    films += [find_markers(ground(seed=i)) for i in range(10)]
+    shapes, asked = marker_shapes(films), marker_properties(films)
+    monkeypatch.delattr(markers, "marker_shapes")
+    again = marker_properties(films, shapes)
+    assert again.keys() == asked.keys() and all((again[name] == asked[name]).all() for name in asked)
+
+
 def test_a_shape_seen_once_has_no_number():
     films = [find_markers(with_sign(L, 6, 8)), find_markers(with_sign(T, 6, 8))]
     assert marker_shapes(films) == [[0], [0]]

@@ -218,7 +218,8 @@ def test_a_disk_cache_that_was_killed_is_made_again(paths, tmp_path, monkeypatch
         with pytest.raises(KeyboardInterrupt):
             load(paths, "disk", tmp_path)
     left = next((tmp_path / "cache").glob(".*.npy"))
-    left.rename(left.with_name(left.name.replace(str(os.getpid()), "999999999")))  # of a process long dead
+    # Of a process long dead.
+    left.rename(left.with_name(left.name.replace(f".{os.getpid()}-", ".999999999-")))
     inputs = load(paths, "disk", tmp_path)
     np.testing.assert_array_equal(inputs.pixels, load(paths, "memory", tmp_path).pixels)
     assert not list((tmp_path / "cache").glob(".*")), "what the dead process left is gone"

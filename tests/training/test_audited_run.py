@@ -1,5 +1,6 @@
 """A run held against its shortcuts: toy models that look at one corner, or at the centre, alone."""
 
+import functools
 import json
 import math
 import shutil
@@ -11,7 +12,7 @@ import pytest
 from PIL import Image
 
 import kxray
-from training import classifier, runs, scoring
+from training import run_films, runs, scoring
 from training.audited_run import audit_run, blanked, border_mask
 from training.audited_slices import age_band
 from training.run_films import match_films
@@ -143,19 +144,38 @@ def test_slices_find_the_place_where_the_model_fails(tmp_path):
     table = pd.concat([here.assign(source="A"), there.assign(source="B")], ignore_index=True)
     table["age"] = np.where(np.arange(160) // 2 % 2, "034Y", "71")
     table["number"] = np.arange(160)
+    table["angle"] = np.tile(np.arange(80) / 100, 2)
+    table["accession"] = [f"x{index // 2}" for index in range(160)]
     table["boxes"] = [[] for _ in range(160)]
     result = audit_run(finished(tmp_path / "run", looking_at(CORNER), table), table, {}, folder=tmp_path)
     rows = {(row["slice"], row["value"]): row for row in result["slices"]["rows"]}
     assert set(rows) == {("sex", "F"), ("sex", "M"), ("source", "A"), ("source", "B")} | {
-        ("age", "20-39"), ("age", "60+")
+        ("age", "20-39"), ("age", "60+"),
+        ("angle", "up to 0.26"), ("angle", "0.26 to 0.53"), ("angle", "above 0.53"),
     }  # fmt: skip
     assert rows["source", "B"]["accuracy"]["value"] == 0.5
     assert rows["source", "B"]["differs"] == ["accuracy", "balanced_accuracy"]
     assert rows["source", "B"]["p_holm"] < 0.05 < rows["sex", "F"]["p_holm"]
     assert rows["source", "B"]["auroc"]["low"] is None, "an AUROC of one probability cannot be resampled"
     assert "source A, source B differ from the other films" in result["slices"]["reading"]
-    assert result["slices"]["too_many_values"] == ["number"]
+    assert result["slices"]["too_many_values"] == ["number", "accession"]
     json.dumps(result, allow_nan=False)
+
+
+def test_few_films_are_not_sliced_value_by_value(tmp_path):
+    table = write_films(tmp_path / "films", (CORNER,), 12)
+    table["rotation"] = np.linspace(-2.5, 3.5, 12)
+    table.loc[0, "rotation"] = np.nan
+    table["follow_up"] = [0, 1, 2, 3, 4, 5] * 2
+    table["bits"] = [8, 16] * 6
+    table["station"] = list("abcdefghijkl")
+    result = audit_run(finished(tmp_path / "run", looking_at(CORNER), table), table, {}, folder=tmp_path)
+    values = {}
+    for row in result["slices"]["rows"]:
+        values.setdefault(row["slice"], set()).add(row["value"])
+    assert values["rotation"] == {"up to -0.136", "-0.136 to 1.68", "above 1.68", "unknown"}
+    assert len(values["follow_up"]) == 3 and values["bits"] == {"8", "16"}
+    assert result["slices"]["too_many_values"] == ["station"]
 
 
 def test_ages():
@@ -259,6 +279,67 @@ def test_with_folds_the_kept_model_is_asked_about_new_patients_or_it_is_said(bot
     assert result["films"] == 24 and result["scores"]["auroc"]["value"] == 1.0
 
 
+@pytest.fixture(scope="module")
+def folded(both, tmp_path_factory):
+    """A run of folds, whose kept model was trained on all of `both`."""
+    return finished(tmp_path_factory.mktemp("folded") / "run", looking_at(CORNER), both, folds=2)
+
+
+def test_films_of_the_run_are_not_new_where_it_lost_some(both, folded, tmp_path, monkeypatch):
+    """Moved, and half of the labels corrected: 12 films are those of the run, which the others might be."""
+    moved = both.copy()
+    for index, path in enumerate(both["path"]):
+        new = tmp_path / "moved" / path.split("/")[-1]
+        new.parent.mkdir(exist_ok=True)
+        shutil.copy(path, new)
+        moved.loc[index, "path"] = str(new)
+    moved["patient_id"] = ""
+    moved.loc[:11, "label"] = both["label"].to_numpy()[1:13]
+    monkeypatch.setattr(run_films, "FEWEST_NEW_FILMS", 4)
+    run = shutil.copytree(folded, tmp_path / "run")
+    predictions = pd.read_csv(run / "predictions.csv")
+    predictions["path"] = [path.replace("both", "gone") for path in predictions["path"]]
+    predictions.to_csv(run / "predictions.csv", index=False)
+    result = audit_run(run, moved, {}, folder=tmp_path)
+    assert result["films"] == 12 and result["blanked"]["seen"]
+    assert result["blanked"]["on"].startswith("all 12 films of the run's folds")
+
+
+@pytest.mark.parametrize("how", ["bytes", "picture"])
+def test_copies_of_the_runs_films_are_not_new(both, folded, tmp_path, how):
+    table = both.assign(patient_id="")
+    copies = table.copy()
+    for index, path in enumerate(table["path"]):
+        new = tmp_path / "copies" / f"{index}-copy.{'png' if how == 'bytes' else 'tif'}"
+        new.parent.mkdir(exist_ok=True)
+        shutil.copy(path, new) if how == "bytes" else Image.open(path).save(new)
+        copies.loc[index, "path"] = str(new)
+    together = pd.concat([table, copies], ignore_index=True)
+    # One picture for each class would join all of a class; here each film has its own.
+    thumbnails = np.random.default_rng(0).integers(0, 256, (24, 32, 32)).astype(np.uint8)
+    thumbnails = None if how == "bytes" else np.concatenate([thumbnails, thumbnails])
+    result = audit_run(folded, together, {}, folder=tmp_path, thumbnails=thumbnails)
+    assert result["blanked"]["seen"] and result["blanked"]["films"] == 24
+    if how == "picture":
+        result = audit_run(folded, together, {}, folder=tmp_path)
+        assert not result["blanked"]["seen"], "without thumbnails another file is another film"
+
+
+def test_corrections_that_went_away_leave_nothing_new(both, folded, tmp_path):
+    run = shutil.copytree(folded, tmp_path / "run")
+    new = write_films(tmp_path / "new", (CENTRE,), 24)
+    new["patient_id"] = "new " + new["patient_id"]
+    together = pd.concat([both, new], ignore_index=True)
+    write = functools.partial(runs.write_json, run / "config.json")
+    corrections = tmp_path / "corrections.csv"
+    write({"recipe": "toy", "options": {"folds": 2, "corrections": str(corrections)}})
+    other = write_films(tmp_path / "other", (CORNER,), 2)
+    other.to_csv(corrections, index=False)
+    assert not audit_run(run, together, {}, folder=tmp_path)["blanked"]["seen"]
+    (tmp_path / "other" / LABELS[0] / "000.png").unlink()
+    assert audit_run(run, together, {}, folder=tmp_path)["blanked"]["seen"]
+
+
 def test_unreadable_films_are_left_out_and_named(both, tmp_path):
     films = write_films(tmp_path / "films", (CORNER,))
     run = finished(tmp_path / "run", looking_at(CORNER), films)
@@ -295,42 +376,6 @@ def test_the_page_shows_every_part(both, tmp_path, page):
     assert "nan" not in text.lower() and "None" not in text
     text = page(run={**result, "explained": None, "slices": {**result["slices"], "rows": []}})
     assert "The model cannot be explained" in text
-
-
-def scores(model, *baselines):
-    names = ("baseline", "histogram_baseline")
-    made = {name: {"balanced_accuracy": one} for name, one in zip(names, baselines, strict=False)}
-    return {"balanced_accuracy": model, "recall": dict.fromkeys(LABELS), **made}
-
-
-def test_the_one_line_of_a_fit(tmp_path):
-    runs.write_json(tmp_path / "config.json", {"options": {"data": "/films of mine"}})
-    model = {"value": 0.975, "low": 0.95, "high": 1.0}
-    told = classifier._without_anatomy(tmp_path, scores(model, {**ONE, "value": 0.875}, ONE))
-    assert told == (
-        "no anatomy: grey histogram alone 0.80 [0.70, 0.90], with borders and sharpness 0.88 [0.70, 0.90]; "
-        "this model 0.97 [0.95, 1.00]"
-    )
-    near = {"value": 0.93, "low": 0.9, "high": 0.96}
-    told = classifier._without_anatomy(tmp_path, scores(model, ONE, near))
-    command = f"python -m training.audit --data '/films of mine' --run {tmp_path}"
-    assert told.endswith(f"this model 0.97 [0.95, 1.00] -> shortcut likely? run {command}")
-    runs.write_json(tmp_path / "config.json", {"options": {"data": None}})
-    assert f"--data {tmp_path / 'phantoms'} " in classifier._without_anatomy(tmp_path, scores(model, near))
-
-
-def test_the_line_of_an_old_run_and_of_undefined_scores(tmp_path):
-    told = classifier._without_anatomy(
-        tmp_path, scores({"value": 0.9, "low": 0.85, "high": 1.0}, {**ONE, "high": 0.8})
-    )
-    assert told == "no anatomy: with borders and sharpness 0.80 [0.70, 0.80]; this model 0.90 [0.85, 1.00]"
-    for nothing in (math.nan, None):
-        undefined = dict.fromkeys(("value", "low", "high"), nothing)
-        told = classifier._without_anatomy(tmp_path, scores(undefined, undefined, undefined))
-        assert told.endswith("this model nan [nan, nan]")
-    # No better than chance: nothing that a shortcut would explain.
-    poor = {"value": 0.55, "low": 0.4, "high": 0.7}
-    assert scoring.reaching(scores(poor, poor)) is None
 
 
 def test_a_run_of_the_view_classifier(finished_run, tmp_path):

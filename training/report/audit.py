@@ -248,8 +248,6 @@ def _meant(marker, row):
 
 def _markers(found, associations):
     """Films with markers: those whose marker goes with the class first, then one of each kind and place."""
-    from kxray.data.markers import marker_shapes
-
     order = [row["name"] for row in associations if row["kind"] == "marker"]
     values = [(name, found.properties[name]) for name in order]
     chosen, seen = [], {}
@@ -263,13 +261,12 @@ def _markers(found, associations):
     with_markers = [i for i, film in enumerate(found.scan.markers) if film]
     chosen += [i for i in with_markers if i not in chosen][: MARKERS_SHOWN - len(chosen)]
     paths, shown = list(found.table["path"]), []
-    shapes = marker_shapes(found.scan.markers)
     for i in chosen:
         film = found.scan.markers[i]
         crops = [_crop(paths[i], marker) for marker in film if marker.kind == "text"][:2]
         told = ", ".join(
             f"{marker.kind} {marker.place}" + (f" (like #{shape})" if shape else "")
-            for marker, shape in zip(film, shapes[i], strict=True)
+            for marker, shape in zip(film, found.shapes[i], strict=True)
         )
         shown.append(
             {
