@@ -77,12 +77,13 @@ def main(data, run, out, label_column, finding, strict, workers, folds, seed):
     _check_places(data, out)
     from rich.console import Console
 
-    from training import audit_question, audited_data, shell
+    from training import shell
+    from training.auditing import audit_question, audited_data
     from training.report.audit import write_report
 
     finished = None
     if run is not None:
-        from training.run_films import read_finished
+        from training.auditing.run_films import read_finished
 
         finished = read_finished(run)
     asked = run is None or label_column is not None or finding is not None
@@ -93,7 +94,7 @@ def main(data, run, out, label_column, finding, strict, workers, folds, seed):
         out.mkdir(parents=True, exist_ok=True)
         audited = None
         if run is not None:
-            from training.audited_run import audit_run
+            from training.auditing.audited_run import audit_run
 
             audited = audit_run(
                 run, found.table, found.facts["baselines"], folder=out,
@@ -133,7 +134,7 @@ def verdict(baselines, run=None, told=()) -> tuple[bool, str]:
 
     Args:
         baselines: of `kxray.data.shortcuts.shortcut_scores`, two or more classes.
-        run: of `training.audited_run.audit_run`, or None.
+        run: of `training.auditing.audited_run.audit_run`, or None.
         told: what tells the class all by itself, in words (a file property, a source, a marker).
 
     Returns:

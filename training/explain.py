@@ -25,7 +25,7 @@ class _WithEvaluate(click.Command):
     def main(self, args=None, prog_name=None, **extra):
         args = [*(sys.argv[1:] if args is None else args)]
         if args[:1] == ["evaluate"]:
-            from training.evaluating import main as evaluate
+            from training.explaining.evaluating import main as evaluate
 
             return evaluate.main(args[1:], f"{prog_name or 'explain'} evaluate", **extra)
         return super().main(args, prog_name, **extra)
@@ -70,7 +70,7 @@ def main(run, data, out, method, target, workers, batch_size, skip_bad):
     check_places(run, data, out)
     shell.load_tensorflow()
 
-    from training.film_explainer import FilmExplainer
+    from training.explaining.film_explainer import FilmExplainer
 
     explainer = FilmExplainer(run, method, target)
     films = find(data, explainer.spec, out, skip_bad)
@@ -181,8 +181,8 @@ def explain(explainer, films, out, method, *, workers=None, batch_size=16, skip_
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from training import runs
-    from training.explained_table import ExplainedTable
-    from training.map_scores import summary
+    from training.explaining.explained_table import ExplainedTable
+    from training.explaining.map_scores import summary
     from training.report.gallery import write_gallery
 
     out = Path(out)
@@ -340,7 +340,7 @@ def _written(explanation, spec, film, out, name):
 def _scores(row, explanation, film, spec):
     """Scores of a film's map against what its row says is there; empty where it says nothing."""
     from kxray.data.masks import truth_mask
-    from training.map_scores import score
+    from training.explaining.map_scores import score
 
     label = spec.labels[explanation.label]
     mask = truth_mask(row, film.shape, label, spec.labels)

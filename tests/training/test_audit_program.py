@@ -263,7 +263,7 @@ def test_bad_arguments_give_one_line(clean, tmp_path):
 
 
 def test_a_run_is_asked_for_its_part(clean, tmp_path, monkeypatch):
-    from training import audited_run, run_films
+    from training.auditing import audited_run, run_films
 
     asked = {}
     spec = ModelSpec("tiny", ("healthy", "sick"), "multiclass", (96, 96))

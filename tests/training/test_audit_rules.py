@@ -6,11 +6,12 @@ import pytest
 from PIL import Image
 
 from kxray.spec import ModelSpec
-from training import audited_data, chosen_labels
+from training import chosen_labels
 from training.audit import judgement, verdict
-from training.audit_question import Question, read_films
-from training.audited_data import _some_groups
-from training.run_films import FinishedRun
+from training.auditing import audited_data
+from training.auditing.audit_question import Question, read_films
+from training.auditing.audited_data import _some_groups
+from training.auditing.run_films import FinishedRun
 
 
 @pytest.fixture(autouse=True)

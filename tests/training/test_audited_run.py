@@ -12,10 +12,11 @@ import pytest
 from PIL import Image
 
 import kxray
-from training import run_films, runs, scoring
-from training.audited_run import audit_run, blanked, border_mask
-from training.audited_slices import age_band
-from training.run_films import match_films
+from training import runs, scoring
+from training.auditing import run_films
+from training.auditing.audited_run import audit_run, blanked, border_mask
+from training.auditing.audited_slices import age_band
+from training.auditing.run_films import match_films
 
 SIDE = 32
 LABELS = ("healthy", "ill")

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 
-from training import baselines, comparing, comparison_scores
+from training.comparing import baselines, multiscale_run, multiscale_scores
 from training.comparisons import multiscale
 
 SMALL = ("--image-size", 40, "--epochs", 1, "--batch-size", 8, "--seeds", 1, "--split", "3:1:1")
@@ -30,7 +30,7 @@ def compare(tiny_densenet):
 def test_from_films_to_the_table_and_resumed(compare, tmp_path, monkeypatch):
     out = tmp_path / "out"
     given = ("--phantoms", 40, "--out", out, *SMALL, "--candidates", "backbone=densenet121,taps=2")
-    train = comparing.Comparison.train
+    train = multiscale_run.Comparison.train
     trained = []
 
     def killed(self, row, *arguments):
@@ -39,10 +39,10 @@ def test_from_films_to_the_table_and_resumed(compare, tmp_path, monkeypatch):
         trained.append(row.name)
         return train(self, row, *arguments)
 
-    monkeypatch.setattr("training.comparing.Comparison.train", killed)
+    monkeypatch.setattr("training.comparing.multiscale_run.Comparison.train", killed)
     assert compare(*given)[0] == 130
     monkeypatch.setattr(
-        "training.comparing.Comparison.train",
+        "training.comparing.multiscale_run.Comparison.train",
         lambda self, row, *arguments: trained.append(row.name) or train(self, row, *arguments),
     )
     code, text = compare("--resume", "--out", out)
@@ -162,8 +162,8 @@ def test_scores_by_hand():
     several = cells_of("multiscale-densenet121-coarse", [1] * 9 + [0])
     cells = pd.concat([naive, several], ignore_index=True)
     baseline = several[several["part"] == "test"].assign(row="texture-coarse")
-    metrics = comparison_scores.scores_of(
-        comparison_scores.Results(rows, cells, baseline, ["bone", "no_bone"])
+    metrics = multiscale_scores.scores_of(
+        multiscale_scores.Results(rows, cells, baseline, ["bone", "no_bone"])
     )
     assert metrics["rows"]["naive-densenet121-coarse"]["coarse_accuracy"]["value"] == pytest.approx(0.6)
     best = metrics["rows"]["multiscale-densenet121-coarse"]
@@ -175,7 +175,7 @@ def test_scores_by_hand():
     # Three films differ, all one way: two of the eight sign patterns are as extreme.
     assert test["p"] == pytest.approx(0.25, abs=0.02) == test["p_holm"]
     assert metrics["chosen"] == "multiscale-densenet121-coarse" and not metrics["chosen_with_flips"]
-    assert any("0.300" in line for line in comparison_scores.told(metrics))
+    assert any("0.300" in line for line in multiscale_scores.told(metrics))
 
 
 def test_texture_does_not_see_exposure_and_sees_stripes():

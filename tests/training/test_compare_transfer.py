@@ -14,7 +14,8 @@ from click.testing import CliRunner
 from keras import layers
 
 import kxray
-from training import chosen_labels, compared_films, matrix_run, memory
+from training import chosen_labels, memory
+from training.comparing import compared_films, matrix_run
 from training.comparisons import transfer
 
 DATA = Path(os.environ.get("KXRAY_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))

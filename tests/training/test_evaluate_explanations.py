@@ -13,11 +13,11 @@ from rich.progress import Progress
 
 import kxray
 from kxray.io import encode_png16
-from training import map_judge, map_metrics
-from training.evaluated_films import EvaluatedFilms
-from training.evaluating import Evaluation
 from training.explain import main
-from training.map_makers import BASELINES, MapMaker, TrainedModel, baseline_maps
+from training.explaining import map_judge, map_metrics
+from training.explaining.evaluated_films import EvaluatedFilms
+from training.explaining.evaluating import Evaluation
+from training.explaining.map_makers import BASELINES, MapMaker, TrainedModel, baseline_maps
 
 SIDE = 32
 LEFT, RIGHT = (slice(8, 16), slice(4, 12)), (slice(18, 24), slice(22, 30))

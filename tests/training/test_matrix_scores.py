@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from sklearn import metrics as sklearn_metrics
 
-from training import matrix_advice, matrix_scores
+from training.comparing import matrix_advice, matrix_scores
 from training.comparisons.transfer import Row
 
 LABELS = ["bone", "no_bone"]

@@ -316,7 +316,7 @@ def test_served_answers_and_maps_are_the_models(finished, squares, tmp_path):
 
 @pytest.mark.slow
 def test_maps_of_a_finding_and_of_those_that_are_there(finished, squares):
-    from training.film_explainer import FilmExplainer
+    from training.explaining.film_explainer import FilmExplainer
     from training.predictor import Predictor
 
     _, out, _ = finished
@@ -334,7 +334,7 @@ def test_maps_of_a_finding_and_of_those_that_are_there(finished, squares):
 
 @pytest.mark.slow
 def test_readers_of_classes_refuse_findings(finished):
-    from training.run_films import read_finished
+    from training.auditing.run_films import read_finished
 
     with pytest.raises(ValueError, match="labels exclude each other, got a multi-label one"):
         read_finished(finished[1])

@@ -14,7 +14,8 @@ import pytest
 from click.testing import CliRunner
 
 from kxray.io.files import replacing
-from training import comparison_run, options, runs
+from training import options, runs
+from training.comparing import comparison_run
 from training.options import option
 
 

@@ -124,6 +124,6 @@ def _candidate(base, text):
 
 
 def run(recipe, given):
-    from training import comparing
+    from training.comparing import multiscale_run
 
-    return comparing.run(recipe, given, rows_of)
+    return multiscale_run.run(recipe, given, rows_of)

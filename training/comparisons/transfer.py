@@ -191,7 +191,7 @@ def _sizes(text):
 
 
 def run(recipe, given):
-    from training import matrix
+    from training.comparing import matrix
 
     if given.get("folds") and given.get("split") is None:
         # A preset's split gives way to folds that were asked for.

@@ -21,7 +21,7 @@ def write_report(out, found, facts) -> Path:
 
     Args:
         out: folder.
-        found: `training.audited_data.Found`.
+        found: `training.auditing.audited_data.Found`.
         facts: what audit.json holds: data, verdict, the facts of `found`, and run (None without one).
 
     Returns:

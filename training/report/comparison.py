@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from kxray.io.files import write_whole
-from training import comparison_scores
+from training.comparing import multiscale_scores
 from training.report import plots
 
 SIGNIFICANT = 0.05
@@ -15,7 +15,7 @@ def write_report(folder, config, metrics) -> Path:
     Args:
         folder: of the comparison.
         config: what config.json holds.
-        metrics: what metrics.json holds, see `training.comparison_scores.scores_of`.
+        metrics: what metrics.json holds, see `training.comparing.multiscale_scores.scores_of`.
     """
     import jinja2
 
@@ -24,7 +24,7 @@ def write_report(folder, config, metrics) -> Path:
     )
     environment.filters["score"] = _score
     rows = metrics["rows"]
-    expected, how = comparison_scores.chosen_score(metrics)
+    expected, how = multiscale_scores.chosen_score(metrics)
     page = environment.get_template("comparison.html.j2").render(
         title=f"{config['recipe']}: {Path(folder).name}",
         config=config,

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 
 from kxray.io.files import write_whole
-from training import evaluating, map_judge, map_metrics
-from training.map_makers import BASELINES
-from training.map_metrics import GROUPS, METRICS, PERTURBATION, PLACES
+from training.explaining import evaluating, map_judge, map_metrics
+from training.explaining.map_makers import BASELINES
+from training.explaining.map_metrics import GROUPS, METRICS, PERTURBATION, PLACES
 from training.report import plots
 from training.report.map_plots import _signed
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 
 from kxray.io.files import write_whole
-from training import matrix_advice
+from training.comparing import matrix_advice
+from training.comparing.matrix_scores import ALL_FILMS, FINE_TUNED, FROZEN, network
 from training.comparisons.transfer import UNUSED
-from training.matrix_scores import ALL_FILMS, FINE_TUNED, FROZEN, network
 from training.report import plots
 
 _MODES = {FROZEN: "feature extractor (frozen)", FINE_TUNED: "fine-tuned"}
@@ -20,7 +20,7 @@ def write_report(folder, config, metrics, histories) -> Path:
     Args:
         folder: of the matrix run.
         config: what config.json holds.
-        metrics: what metrics.json holds, see `training.matrix_scores.scores_of`.
+        metrics: what metrics.json holds, see `training.comparing.matrix_scores.scores_of`.
         histories: one line an epoch of every training: row, films_per_class, seed, fold, epoch, loss.
     """
     import jinja2

@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-from training import chosen_labels, compared_films, comparison_run, matrix_advice, runs
+from training import chosen_labels, runs
 from training import films as film_tables
-from training.matrix_scores import FROZEN
+from training.comparing import compared_films, comparison_run, matrix_advice
+from training.comparing.matrix_scores import FROZEN
 from training.recipes import transfer
 
 
@@ -16,7 +17,7 @@ def run(recipe, given, rows_of) -> Path | None:
     given = {**others, "weights": None, **weights}
 
     def work(recipe, folder, progress):
-        from training.matrix_run import Matrix
+        from training.comparing.matrix_run import Matrix
 
         Matrix(recipe, folder, progress, rows_of(recipe)).run()
 

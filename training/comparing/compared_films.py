@@ -7,8 +7,9 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from training import baselines, runs
 from training import films as film_tables
+from training import runs
+from training.comparing import baselines
 
 # A split whose numbers add up to more than this names films, not parts.
 _MOST_PARTS = 100

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from training import compared_films, comparison_run, comparison_scores, runs, scoring
 from training import films as film_tables
+from training import runs, scoring
+from training.comparing import compared_films, comparison_run, multiscale_scores
 from training.fitting import Fitting
 from training.recipes import multiscale_cam
 
@@ -31,7 +32,7 @@ def run(recipe, given, rows_of) -> Path | None:
         given,
         lambda console: _plan(recipe, given, rows_of, console),
         work,
-        comparison_scores.told,
+        multiscale_scores.told,
     )
 
 
@@ -89,7 +90,7 @@ class Comparison:
         films: RunFilms with the finest labels; all that follows goes by its positions.
         grouping: which films are kept together.
         coarse_of: size class -> coarse label.
-        splits: seed -> its `training.compared_films.Fold`s.
+        splits: seed -> its `training.comparing.compared_films.Fold`s.
     """
 
     def __init__(self, recipe, folder, progress, rows_of):
@@ -122,18 +123,18 @@ class Comparison:
             for seed in range(recipe.seeds)
         }
         config = self.describe(tested, devices, policy)
-        comparison_scores.check_masks(self.films)
+        multiscale_scores.check_masks(self.films)
         baseline_cells = self.baseline_cells(question)
         self.check_networks(rows)
-        results = comparison_scores.Results(
+        results = multiscale_scores.Results(
             rows=rows,
             cells=pd.concat([self.row_cells(row, devices) for row in rows], ignore_index=True),
             baselines=baseline_cells,
             coarse_labels=sorted(set(self.coarse_of.values())),
         )
-        metrics = comparison_scores.scores_of(results)
+        metrics = multiscale_scores.scores_of(results)
         runs.write_table(self.folder / "cells.csv", results.cells)
-        runs.write_table(self.folder / "table.csv", comparison_scores.table_of(metrics))
+        runs.write_table(self.folder / "table.csv", multiscale_scores.table_of(metrics))
         write_report(self.folder, config, metrics)
         # Last: a comparison that has metrics.json is complete.
         runs.write_json(self.folder / "metrics.json", metrics)
@@ -287,7 +288,7 @@ class Comparison:
         table = table.drop(columns=[name for name in table.columns if name.startswith(("logit_", "temper"))])
         for suffix, values in (("", logits), ("_flips", flipped)):
             table = self.with_coarse(table, task.spec, scoring.probabilities_of(values, 1.0), suffix)
-        return comparison_scores.with_maps(table, row, model, films)
+        return multiscale_scores.with_maps(table, row, model, films)
 
     def with_coarse(self, table, spec, probabilities, suffix):
         """Adds the coarse prediction: the probabilities of a coarse label's classes added up."""

@@ -1,7 +1,7 @@
 """Maps scored against masks: one film at a time, and a set of films with intervals."""
 
 from kxray import metrics
-from training.explained_table import SCORES
+from training.explaining.explained_table import SCORES
 
 _SHOWN = dict(zip(SCORES, ("pointing game", "mass inside", "IoU at half maximum"), strict=True))
 

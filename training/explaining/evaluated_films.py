@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from kxray.io.files import replacing
-from training.film_explainer import PREDICTED
+from training.explaining.film_explainer import PREDICTED
 
 BATCH = 32
 _FILES = ("films.npy", "masks.npy", "pairs.csv")

@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 
 from training import runs, scoring, shell
-from training.audited_slices import slices_of
-from training.run_films import (
+from training.auditing.audited_slices import slices_of
+from training.auditing.run_films import (
     conditions_of,
     films_to_ask,
     groups_of,

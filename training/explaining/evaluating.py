@@ -9,11 +9,12 @@ import numpy as np
 import pandas as pd
 
 from kxray.io.files import replacing
-from training import evaluated_films, map_metrics, runs, shell
+from training import runs, shell
 from training.explain import check_places, find
-from training.map_judge import FORWARD, Judge, noisy_pairs
-from training.map_makers import BASELINES, CONSERVING, INTEGRATED, TrainedModel
-from training.map_metrics import METRICS, PLACES
+from training.explaining import evaluated_films, map_metrics
+from training.explaining.map_judge import FORWARD, Judge, noisy_pairs
+from training.explaining.map_makers import BASELINES, CONSERVING, INTEGRATED, TrainedModel
+from training.explaining.map_metrics import METRICS, PLACES
 from training.shell import program
 
 # Characters of a column at the shell.

@@ -75,7 +75,7 @@ def read_films(source, question, finished=None) -> AskedFilms:
     Args:
         source: as `kxray.data.read_source` takes it.
         question: which classes, or None for those that a run tells apart.
-        finished: of `training.run_films.read_finished`; a question beside it must be the run's.
+        finished: of `training.auditing.run_films.read_finished`; a question beside it must be the run's.
 
     Raises:
         ValueError: no such column, not a sound row, or another question than the run's.
@@ -103,7 +103,7 @@ def read_films(source, question, finished=None) -> AskedFilms:
 def _asked_by(finished, table):
     """(films, question, notes) of a run: the column that has its labels, or its findings made one."""
     from training import chosen_labels
-    from training.run_films import truth_of
+    from training.auditing.run_films import truth_of
 
     labels, notes = finished.spec.labels, []
     column, _ = truth_of(table, labels)

@@ -29,7 +29,7 @@ class Results:
     Args:
         rows: the networks: objects with `name`, `backbone` and `mode`.
         cells: predictions of validation and test films, one line a film, row, seed, fold and
-            `films_per_class` (0: all training films); see `training.matrix_run.Matrix.train`.
+            `films_per_class` (0: all training films); see `training.comparing.matrix_run.Matrix.train`.
         baselines: test predictions: row (texture, no-anatomy), path, group, seed, fold, label, predicted.
         labels: the classes, in order.
         smallest_class: how many films the class with fewest has in a training on all films.

@@ -5,7 +5,14 @@ import shlex
 
 import pandas as pd
 
-from training.matrix_scores import FINE_TUNED, FROZEN, SIGNIFICANT, comparison_of, network, or_lowest
+from training.comparing.matrix_scores import (
+    FINE_TUNED,
+    FROZEN,
+    SIGNIFICANT,
+    comparison_of,
+    network,
+    or_lowest,
+)
 
 _TIMES_WORTH_TELLING = 1.5
 

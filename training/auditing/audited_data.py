@@ -71,7 +71,7 @@ def audit(films, *, folds, seed, workers, progress) -> Found:
     """Scans films and tests everything that `Found` holds.
 
     Args:
-        films: of `training.audit_question.read_films`.
+        films: of `training.auditing.audit_question.read_films`.
         folds: of the cross-validation; fewer where there are fewer groups.
         seed: of folds, forests and resampling.
         workers: films read at a time.

@@ -4,7 +4,7 @@ import numpy as np
 
 import kxray
 from training import scoring
-from training.film_explainer import model_digest
+from training.explaining.film_explainer import model_digest
 
 RANDOM, CENTRE, FILM = "random", "centre", "film"
 BASELINES = {

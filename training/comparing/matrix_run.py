@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from training import chosen_labels, compared_films, matrix_advice, matrix_scores, memory, runs, scoring
+from training import chosen_labels, memory, runs, scoring
 from training import films as film_tables
+from training.comparing import compared_films, matrix_advice, matrix_scores
+from training.comparing.matrix_scores import ALL_FILMS, FROZEN
 from training.fitting import Fitting
-from training.matrix_scores import ALL_FILMS, FROZEN
 from training.recipes import transfer
 
 
@@ -37,7 +38,7 @@ class Matrix:
     Attributes:
         task, films: ClassifierTask with its labels, and RunFilms.
         grouping: which films are kept together.
-        splits: seed -> its `training.compared_films.Fold`s.
+        splits: seed -> its `training.comparing.compared_films.Fold`s.
         parts: (seed, fold) -> positions (training films, validation films).
     """
 

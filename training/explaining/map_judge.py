@@ -8,8 +8,9 @@ import numpy as np
 import pandas as pd
 
 from kxray.io.files import replacing
-from training import map_metrics, runs
-from training.map_makers import BASELINES, MapMaker, baseline_maps, reason_of
+from training import runs
+from training.explaining import map_metrics
+from training.explaining.map_makers import BASELINES, MapMaker, baseline_maps, reason_of
 
 FORWARD = "forward pass"
 ROUNDS, SLOW_SECONDS = 3, 10.0
@@ -23,7 +24,7 @@ class Judge:
     Args:
         trained: TrainedModel.
         films: EvaluatedFilms.
-        asked: `training.evaluating.Evaluation`.
+        asked: `training.explaining.evaluating.Evaluation`.
         work: folder.
         progress: rich Progress.
 

@@ -42,8 +42,8 @@ def with_maps(table, row, model, films):
     Columns `pointing_game`, `mass_inside` and `iou_at_half` stay empty where a film has no mask.
     """
     from kxray import explain
-    from training import map_scores
-    from training.explained_table import SCORES
+    from training.explaining import map_scores
+    from training.explaining.explained_table import SCORES
 
     table = table.assign(**dict.fromkeys(SCORES, "")).set_index("position", drop=False)
     chosen = _masked(films, table["position"][table["part"] == "test"])
@@ -173,7 +173,7 @@ def _interval(cells, values):
 
 
 def _map_scores(cells):
-    from training.explained_table import SCORES
+    from training.explaining.explained_table import SCORES
 
     cells = cells[cells[SCORES[0]].astype(str) != ""]
     if not len(cells):
