@@ -17,6 +17,7 @@ from pathlib import Path
 
 import click
 
+from kxray.io.files import check_exportable
 from serving import methods
 from serving.shell import import_tensorflow_quietly, one_line
 
@@ -75,6 +76,7 @@ def export_model(model, spec, to, explain=None) -> Path:
     """
     from kxray.explain import default_methods
 
+    check_exportable(to)
     explain = methods.parse(default_methods(model) if explain is None else explain)
     signatures = _signatures(model, spec, explain)
     # Traced before anything is written: a method may refuse a model only then.

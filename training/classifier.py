@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from kxray.io.files import check_exportable
 from training import films as film_tables
 from training import finding_scores, findings, options, runs, scoring, shell
 from training.films import DEFAULT_PHANTOMS
@@ -89,7 +90,7 @@ def fit_classifier(recipe, given, task_of) -> Path:
     recipe, given = runs.with_absolute_places(recipe, given)
     if not recipe.resume:
         # Found out now, not after the training.
-        runs.check_exportable(recipe.export or recipe.out or "")
+        check_exportable(recipe.export or recipe.out or "")
     if recipe.resume:
         folder, recipe = runs.resumed(recipe, given)
     elif recipe.dry_run:

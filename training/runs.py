@@ -87,19 +87,6 @@ def resumed(recipe, given) -> tuple:
     return Path(recipe.out), dataclasses.replace(recipe, **kept)
 
 
-def check_exportable(folder) -> None:
-    """Raises ValueError for a place that TensorFlow cannot write a SavedModel to.
-
-    It takes its own files' names for patterns, and finds none of them where a folder's name looks like one.
-    """
-    found = re.search(r"[][*?\\]", str(folder))
-    if found:
-        raise ValueError(
-            f"{folder}: TensorFlow writes no SavedModel below a folder with {found[0]!r} in its name; give "
-            "another --out or --export"
-        )
-
-
 def starting_notes(recipe, fingerprint, paths) -> list[str]:
     """What a reader of the scores must know of a run's starting weights.
 

@@ -182,6 +182,8 @@ def lrp(model, composite="epsilon_plus", canonize=None, rules=None, epsilon=STAB
 def _checked(rules, model):
     """The user's rules, all of them Rule; ValueError for what no layer of the model answers to."""
     checked = {}
+    if rules is not None and not isinstance(rules, dict):
+        raise ValueError(f"rules must map layer names or classes to rules, got {rules!r}")
     for key, rule in (rules or {}).items():
         if isinstance(rule, str) and rule in RULES:
             rule = RULES[rule]()

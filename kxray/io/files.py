@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import tempfile
 from pathlib import Path
 
@@ -30,3 +31,16 @@ def write_whole(path, content) -> None:
     """Writes bytes, or text as UTF-8, through `replacing`; line ends are left as they are."""
     with replacing(path) as temporary:
         temporary.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
+
+
+def check_exportable(folder) -> None:
+    """Raises ValueError for a place that TensorFlow cannot write a SavedModel to.
+
+    It takes its own files' names for patterns, and finds none of them where a folder's name looks like one.
+    """
+    found = re.search(r"[][*?\\]", str(folder))
+    if found:
+        raise ValueError(
+            f"{folder}: TensorFlow writes no SavedModel below a folder with {found[0]!r} in its name; choose "
+            "another place"
+        )

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 
-from kxray.io.files import replacing
+from kxray.io.files import check_exportable, replacing
 from training import options, runs
 from training.comparing import comparison_run
 from training.options import option
@@ -216,8 +216,8 @@ def test_starting_weights_whose_films_are_gone(first, tmp_path):
 @pytest.mark.parametrize("name", ["with [tb] space", "a*", "b?", "[", "back\\slash"])
 def test_folders_that_tensorflow_takes_for_patterns(tmp_path, name):
     with pytest.raises(ValueError, match="TensorFlow writes no SavedModel below"):
-        runs.check_exportable(tmp_path / name / "run")
-    runs.check_exportable(tmp_path / "with (tb), space" / "run")
+        check_exportable(tmp_path / name / "run")
+    check_exportable(tmp_path / "with (tb), space" / "run")
 
 
 @dataclasses.dataclass(frozen=True)
