@@ -35,7 +35,11 @@ class _WithEvaluate(click.Command):
 @click.option("--run", required=True, help="Run folder of training.fit, or its model.keras.")
 @click.option("--data", required=True, help="Folder of films of any formats, or a manifest CSV.")
 @click.option("--out", required=True, help="Folder to write to.")
-@click.option("--method", default="multiscale_cam", show_default=True, help="multiscale_cam, grad_cam, ...")
+@click.option(
+    "--method",
+    help="multiscale_cam, grad_cam, lrp, rap, ...  [default: multiscale_cam where the model has stages that "
+    "vote, else grad_cam]",
+)
 @click.option(
     "--target",
     default="predicted",
@@ -74,7 +78,9 @@ def main(run, data, out, method, target, workers, batch_size, skip_bad):
 
     explainer = FilmExplainer(run, method, target)
     films = find(data, explainer.spec, out, skip_bad)
-    told = explain(explainer, films, out, method, workers=workers, batch_size=batch_size, skip_bad=skip_bad)
+    told = explain(
+        explainer, films, out, explainer.method, workers=workers, batch_size=batch_size, skip_bad=skip_bad
+    )
     click.echo(told)
 
 

@@ -51,10 +51,13 @@ def feature_map(model, name=None):
     if name is None:
         for layer in reversed(model.layers):
             outputs = made.get(layer, [])
-            spatial = len(outputs) > 0 and len(outputs[0].shape) == 4
-            if spatial and not isinstance(layer, (*_SHRINKING, layers.InputLayer)):
+            spatial = len(outputs) > 0 and len(outputs[0].shape) == 4 and outputs[0].shape[1:3] != (1, 1)
+            if spatial and not isinstance(layer, _SHRINKING) and _is_learned(outputs[0]):
                 return _only(outputs, layer)
-        raise ValueError(f"model {model.name!r} has no layer with a (N, h, w, C) output to explain")
+        raise ValueError(
+            f"model {model.name!r} has no layer with features (N, h, w, C) to explain; where they are inside "
+            "a nested model, build it flat"
+        )
     known = [layer.name for layer in model.layers]
     if name not in known:
         raise ValueError(f"model {model.name!r} has no layer {name!r}; it has: {', '.join(known)}")
@@ -63,6 +66,20 @@ def feature_map(model, name=None):
     if len(tensor.shape) != 4:
         raise ValueError(f"layer {name!r} gives {tuple(tensor.shape)}; Grad-CAM needs a (N, h, w, K) output")
     return tensor
+
+
+def _is_learned(tensor):
+    """Whether anything with weights had a part in a tensor: a rescaled or mirrored film is no feature map."""
+    waiting, seen = [tensor], set()
+    while waiting:
+        tensor = waiting.pop()
+        operation = tensor._keras_history.operation
+        if getattr(operation, "weights", None) and not isinstance(operation, layers.Normalization):
+            return True
+        new = [before for before in _inputs_of(tensor) if id(before) not in seen]
+        seen.update(map(id, new))
+        waiting += new
+    return False
 
 
 def _only(tensors, layer):
@@ -102,6 +119,42 @@ def _inputs_of(tensor):
     return operation._inbound_nodes[node_index].input_tensors
 
 
+def end_of(model):
+    """The symbolic output of a model, before anything behind its last activation that changes no value.
+
+    Raises:
+        ValueError: something else stands behind a sigmoid or softmax, and hides the logits.
+    """
+    tensor = model.outputs[0]
+    while _keeps_values(tensor):
+        (tensor,) = _inputs_of(tensor)
+    last = tensor._keras_history.operation
+    if not isinstance(last, layers.Dense) and not _squashes(last):
+        for before in _inputs_of(tensor):
+            squashing = before._keras_history.operation
+            if _squashes(squashing):
+                raise ValueError(
+                    f"model {model.name!r} goes on after {squashing.name!r} with {last.name!r}, "
+                    f"{type(last).__name__}, which hides its logits; end it at its sigmoid or softmax"
+                )
+    return tensor
+
+
+def _keeps_values(tensor):
+    operation = tensor._keras_history.operation
+    if isinstance(operation, layers.Activation):
+        return operation.activation is keras.activations.linear
+    if isinstance(operation, (layers.Reshape, layers.Flatten)):
+        return _inputs_of(tensor)[0].shape == tensor.shape
+    return isinstance(operation, (layers.Identity, layers.Dropout)) or type(operation).__name__ == "Cast"
+
+
+def _squashes(operation):
+    if isinstance(operation, (layers.Dense, layers.Activation)):
+        return operation.activation in (keras.activations.sigmoid, keras.activations.softmax)
+    return isinstance(operation, layers.Softmax) or type(operation).__name__ in ("Sigmoid", "Softmax")
+
+
 def with_logits(model, *tensors):
     """Returns a function from images to (logits, *tensors), reading logits before the last activation.
 
@@ -117,14 +170,15 @@ def with_logits(model, *tensors):
     Raises:
         ValueError: the last layer is a whole model, whose activation nobody can see.
     """
-    last = model.outputs[0]._keras_history.operation
+    end = end_of(model)
+    last = end._keras_history.operation
     if isinstance(last, keras.Model):
         raise ValueError(
             f"model {model.name!r} ends in the model {last.name!r}, which hides its logits; build it flat: "
             "call the inner model's layers, or end it before its activation"
         )
     if isinstance(last, layers.Dense) and last.activation is not keras.activations.linear:
-        (before,) = _inputs_of(model.outputs[0])
+        (before,) = _inputs_of(end)
 
         def logits_of(features):
             features = ops.cast(features, "float32")
@@ -132,9 +186,9 @@ def with_logits(model, *tensors):
             return logits + ops.cast(last.bias, "float32") if last.use_bias else logits
 
     else:
-        before = model.outputs[0]
+        before = end
         if isinstance(last, (layers.Activation, layers.Softmax)) or type(last).__name__ in _ACTIVATIONS:
-            (before,) = _inputs_of(model.outputs[0])
+            (before,) = _inputs_of(end)
 
         def logits_of(logits):
             return ops.cast(logits, "float32")
@@ -230,7 +284,7 @@ def read(model) -> Graph:
     """
     require_functional(model)
     reader = _Reader(model)
-    output = reader.number(model.outputs[0])
+    output = reader.number(end_of(model))
     steps = {step.output: step for step in reader.steps}
     last = steps.get(output)
     if last is not None and last.kind == "activation" and _ends_models(last.layer):

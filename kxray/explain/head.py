@@ -3,7 +3,7 @@
 import keras
 from keras import layers, ops
 
-from kxray.explain.graph import _ACTIVATIONS, called_with
+from kxray.explain.graph import _ACTIVATIONS, called_with, end_of
 
 
 def split_head(model):
@@ -20,7 +20,8 @@ def split_head(model):
     Raises:
         ValueError: the last layer is a whole model, whose activation nobody can see.
     """
-    last = model.outputs[0]._keras_history.operation
+    end = end_of(model)
+    last = end._keras_history.operation
     if isinstance(last, keras.Model):
         raise ValueError(
             f"model {model.name!r} ends in the model {last.name!r}, which hides its logits; build it flat: "
@@ -35,7 +36,7 @@ def split_head(model):
             return logits + ops.cast(last.bias, features.dtype) if last.use_bias else logits
 
         return before, logits_of
-    before = model.outputs[0]
+    before = end
     if isinstance(last, (layers.Activation, layers.Softmax)) or type(last).__name__ in _ACTIVATIONS:
         (before,) = called_with(model, last)
     return before, wide
@@ -44,7 +45,7 @@ def split_head(model):
 def logit_layer(model):
     """The operation whose output, before any activation, are the logits."""
     before, _ = split_head(model)
-    last = model.outputs[0]._keras_history.operation
+    last = end_of(model)._keras_history.operation
     fused = isinstance(last, layers.Dense)
     return last if fused else before._keras_history.operation
 

@@ -8,6 +8,9 @@ from kxray.explain.attribution import detailed_explainer
 from kxray.explain.graph import called_with
 from kxray.explain.head import logit_layer
 
+# What these methods show of -z is not what they show of z with its sign turned.
+_RECTIFIED = ("guided_backprop", "grad_cam_pp", "layer_cam", "rap")
+
 
 def binary_explainer(model, method, **options):
     """Builds a function that explains either label of a model of one sigmoid unit.
@@ -18,19 +21,28 @@ def binary_explainer(model, method, **options):
 
     Returns:
         Function (images float32 (N, H, W, C), label int32 (N,): 0, 1, or -1 for the predicted one) -> dict of
-        `kxray.explain.detailed_explainer`; its `logits` are z, (N, 1).
+        `kxray.explain.detailed_explainer`; its `logits` are z, (N, 1). It holds a copy of the last layer's
+        weights, which its method `refresh()` renews.
 
     Raises:
-        ValueError: see `kxray.explain.explainer`.
+        ValueError: see `kxray.explain.explainer`; or a method that is not odd in the score, for a model whose
+            logit no Dense layer gives.
     """
     if not isinstance(logit_layer(model), layers.Dense):
+        if method in _RECTIFIED:
+            raise ValueError(
+                f"{method} explains label 0 of {model.name!r} only where a Dense layer of one unit gives its "
+                "logit; give the model a unit a label, or take another method"
+            )
         return _turning(detailed_explainer(model, method, **options))
-    explain = detailed_explainer(with_a_unit_a_label(model), method, **options)
+    both = with_a_unit_a_label(model)
+    explain = detailed_explainer(both, method, **options)
 
     def of_label(images, label):
         found = explain(images, label)
         return {**found, "logits": found["logits"][:, 1:]}
 
+    of_label.refresh = lambda: _copy(logit_layer(model), logit_layer(both))
     return of_label
 
 
@@ -51,6 +63,7 @@ def _turning(explain):
             for name, value in found.items()
         }
 
+    of_label.refresh = lambda: None
     return of_label
 
 
@@ -79,7 +92,10 @@ def with_a_unit_a_label(model) -> keras.Model:
     (before,) = called_with(model, dense)
     both = layers.Dense(2, use_bias=dense.use_bias, dtype=dense.dtype_policy, name=f"{dense.name}_of_labels")
     logits = both(before)
-    both.set_weights(
-        [ops.convert_to_numpy(ops.concatenate([-weight, weight], axis=-1)) for weight in dense.weights]
-    )
+    _copy(dense, both)
     return keras.Model(model.input, logits, name=model.name)
+
+
+def _copy(dense, both):
+    weights = [ops.concatenate([-weight, weight], axis=-1) for weight in dense.weights]
+    both.set_weights([ops.convert_to_numpy(weight) for weight in weights])

@@ -338,6 +338,8 @@ _LAYERS = {
             layers.GaussianNoise,
             layers.GaussianDropout,
             layers.ActivityRegularization,
+            *(layers.RandomFlip, layers.RandomRotation, layers.RandomTranslation, layers.RandomZoom),
+            *(layers.RandomContrast, layers.RandomBrightness),
         ),
         _identity,
     ),

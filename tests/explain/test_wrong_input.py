@@ -78,7 +78,7 @@ def test_models_that_cannot_be_read(model):
     refused("got Sequential", keras.Sequential([layers.Dense(1)]))
     refused("got Own", Own())
     flat = keras.Sequential([keras.Input((8, 8, 1)), layers.Flatten(), layers.Dense(1)], name="flat")
-    refused(r"model 'flat' has no layer with a .N, h, w, C. output", flat)
+    refused(r"model 'flat' has no layer with features .N, h, w, C. to explain", flat)
 
 
 class Own(keras.Model):
@@ -102,7 +102,8 @@ def test_a_picture_is_not_a_score(model):
 def test_a_model_inside_a_model_hides_its_logits(model):
     film = keras.Input((8, 8, 1))
     outer = keras.Model(film, model(layers.Rescaling(2.0)(film)), name="outer")
-    refused("'outer' ends in the model 'toy'.*logits", outer)
+    refused("'outer' ends in the model 'toy'.*logits", outer, method="gradient")
+    refused("'outer' has no layer with features .*build it flat", outer)
 
 
 def test_a_layer_used_twice_is_named():
@@ -112,3 +113,34 @@ def test_a_layer_used_twice_is_named():
     twice = keras.Model(film, layers.Dense(1)(pooled), name="twice")
     refused("'shared'.*more than once", twice)
     refused("'shared'.*more than once", twice, layer="shared")
+
+
+def test_what_stands_behind_the_activation():
+    film = keras.Input((8, 8, 1))
+    x = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(3, 3)(film))
+    logits = keras.layers.Dense(2, name="logits")
+    probabilities = keras.layers.Activation("sigmoid")(logits(x))
+    plain = keras.Model(film, probabilities)
+    for behind in (
+        keras.layers.Activation("linear", dtype="float32"),
+        keras.layers.Identity(),
+        keras.layers.Reshape((2,)),
+    ):
+        longer = keras.Model(film, behind(probabilities))
+        for method in ("gradient", "lrp"):
+            np.testing.assert_allclose(
+                explain.attribute(longer, FILMS + 0.5, 0, method),
+                explain.attribute(plain, FILMS + 0.5, 0, method),
+                atol=1e-6,
+            )
+    refused("which hides its logits; end it at its sigmoid", keras.Model(film, 1.0 - probabilities))
+    refused("hides its logits", keras.Model(film, 1.0 - probabilities), method="lrp")
+
+
+def test_a_film_that_was_only_prepared_is_no_feature_map():
+    film = keras.Input((8, 8, 1))
+    inner = keras.Sequential(
+        [keras.Input((8, 8, 1)), keras.layers.Conv2D(3, 3), keras.layers.GlobalAveragePooling2D()]
+    )
+    x = inner(keras.layers.RandomFlip()(keras.layers.Rescaling(2.0)(film)))
+    refused("inside a nested model, build it flat", keras.Model(film, keras.layers.Dense(2)(x)))

@@ -2,11 +2,13 @@
 
 import csv
 import json
+import os
 
 import keras
 import numpy as np
 import pandas as pd
 import pytest
+import tensorflow as tf
 from click.testing import CliRunner
 from PIL import Image
 from rich.progress import Progress
@@ -257,6 +259,64 @@ def test_films_without_places_are_compared_all_the_same(run, films, tmp_path):
     assert "no film has a mask or box" in (tmp_path / "out" / "evaluated.html").read_text()
 
 
+def test_changed_films_are_not_mixed_with_scores_of_others(run, tmp_path):
+    folder = tmp_path / "films"
+    folder.mkdir()
+    rows = []
+    for index in range(3):
+        film(folder, f"{index}.png", LEFT, seed=index)
+        cell = json.dumps({"spot": mask(folder, f"mask-{index}.png", LEFT)})
+        rows.append({"path": f"{index}.png", "patient_id": f"P{index}", "label": "bright", "masks": cell})
+    manifest(folder, rows)
+    options = ("--run", run, "--data", folder, "--out", tmp_path / "out", "--methods", "cam")
+    options += ("--metrics", "mass_inside,complexity")
+    told = evaluate(*options)
+    # None of the usual columns was asked for.
+    assert told.exit_code == 0 and "mass inside" in told.output and "complexity" in told.output
+    assert evaluate(*options).exit_code == 0
+
+    def refused():
+        told = evaluate(*options)
+        assert told.exit_code == 2 and told.output.count("\n") == 1, told.output
+        return "begun with another state of its films, labels, masks or boxes" in told.output
+
+    manifest(folder, [{**rows[0], "label": "dark"}, *rows[1:]])
+    assert refused()
+    manifest(folder, [{**rows[0], "masks": ""}, *rows[1:]])
+    assert refused()
+    manifest(folder, rows)
+    assert evaluate(*options).exit_code == 0
+    for name in ("1.png", "mask-1.png"):
+        before = (folder / name).stat()
+        os.utime(folder / name, ns=(before.st_atime_ns, before.st_mtime_ns + 10**9))
+        assert refused()
+        os.utime(folder / name, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert evaluate(*options).exit_code == 0
+
+
+def test_a_failure_of_the_machine_is_not_remembered(run, films, tmp_path, monkeypatch):
+    options = ("--run", run, "--data", films, "--out", tmp_path / "out", "--methods", "cam,gradient")
+    options += ("--metrics", "complexity", "--films", 2)
+    works, failure = MapMaker.__call__, tf.errors.ResourceExhaustedError
+
+    def fails(self, images, labels):
+        if self.method == "cam":
+            raise failure(None, None, "the machine's own trouble")
+        return works(self, images, labels)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(MapMaker, "__call__", fails)
+        told = evaluate(*options)
+        assert told.exit_code == 2 and told.output.count("\n") == 1
+        assert "batches of 16 ran out of memory; try a smaller --batch-size" in told.output
+        failure = tf.errors.InternalError
+        told = evaluate(*options)
+        assert told.exit_code == 0 and "skipped: the machine's own trouble" in told.output
+    told = evaluate(*options, "--batch-size", 1)
+    assert told.exit_code == 0 and "skipped" not in told.output
+    assert [*json.loads((tmp_path / "out" / "metrics.json").read_text())["rows"]][:2] == ["cam", "gradient"]
+
+
 def test_wrong_use_is_one_line(run, films, tmp_path):
     good = {"--run": run, "--data": films, "--out": tmp_path / "out"}
     for changed, sentence in (
@@ -287,6 +347,20 @@ def test_the_map_against_a_one_unit_model_turns_its_sign(tmp_path):
     )
 
 
+@pytest.mark.parametrize("method", ["layer_cam", "guided_backprop", "rap"])
+def test_a_one_unit_model_is_judged_by_the_maps_it_is_explained_with(tmp_path, method):
+    trained = TrainedModel(saved(tmp_path / "run", bright_spot_model(1), ("dark", "bright"), "binary"))
+    pixels = np.random.default_rng(0).uniform(size=(2, SIDE, SIDE, 1)).astype("float32")
+    maker = MapMaker(trained, method)
+    expected = kxray.explain.binary_explainer(trained.model, method, upsample=True)
+    for turned in (1, -1):
+        trained.model.set_weights([turned * weight for weight in trained.model.get_weights()])
+        maker.refresh()
+        expected.refresh()
+        theirs = expected(pixels, np.array([0, 1], np.int32))["heatmap"].numpy()[..., 0]
+        np.testing.assert_allclose(maker(pixels, np.array([0, 1])), theirs, atol=1e-6)
+
+
 def test_the_model_has_its_weights_back(tmp_path):
     trained = TrainedModel(saved(tmp_path / "run", bright_spot_model(), ("dark", "bright"), "multiclass"))
     pixels = np.random.default_rng(0).uniform(size=(2, SIDE, SIDE, 1)).astype("float32")
@@ -300,6 +374,40 @@ def test_the_model_has_its_weights_back(tmp_path):
     assert np.abs(found[0]) == pytest.approx(1)
     for now, then in zip(trained.model.get_weights(), before, strict=True):
         np.testing.assert_array_equal(now, then)
+
+
+class _Explainer:
+    """Input times a weight of each pixel; the maps of films that begin with 0.75 are not finite."""
+
+    def __call__(self, images, labels):
+        heatmap = np.array(images) * np.linspace(0, 1, SIDE, dtype="float32")[:, None]
+        heatmap[images[:, 0, 0, 0] == 0.75] = np.nan
+        logits = np.full((len(images), 2), 8, "float32")
+        return {"heatmap": tf.constant(heatmap), "logits": tf.constant(logits)}
+
+
+def test_scores_of_a_film_do_not_depend_on_its_batch(run, tmp_path):
+    trained = TrainedModel(run)
+    pixels = np.random.default_rng(0).uniform(size=(5, SIDE, SIDE, 1)).astype("float32")
+    pixels[:, 0, 0] = 0.5
+    pixels[2, 0, 0] = 0.75
+    pairs = pd.DataFrame({"film": range(5), "label": 1, "place": 0})
+    films = EvaluatedFilms(pairs, pixels, np.zeros((5, SIDE, SIDE), bool))
+    tables = []
+    for size in (5, 2, 1):
+        asked = Evaluation(("lrp",), "true", 5, ("max_sensitivity", "completeness_error"), batch_size=size)
+        (tmp_path / str(size)).mkdir()
+        judge = map_judge.Judge(trained, films, asked, tmp_path / str(size), Progress(disable=True))
+        maker = MapMaker(trained, "lrp")
+        maker._explain = _Explainer()
+        judge.makers["lrp"] = maker
+        tables.append(judge.scores("lrp"))
+    assert tables[0]["finite"].tolist() == [1, 1, 0, 1, 1]
+    for metric in ("max_sensitivity", "completeness_error"):
+        assert np.isnan(tables[0][metric]).tolist() == [False, False, True, False, False]
+        assert len({*tables[0][metric].dropna()}) == 4
+    pd.testing.assert_frame_equal(tables[0], tables[1], check_exact=True)
+    pd.testing.assert_frame_equal(tables[0], tables[2], check_exact=True)
 
 
 def test_every_kept_film_costs_the_same_number_of_steps():

@@ -1,7 +1,9 @@
 """Compares methods of explanation on films: `python -m training.explain evaluate --run RUN --data DIR`."""
 
 import dataclasses
+import hashlib
 import json
+import os
 from pathlib import Path
 
 import click
@@ -12,7 +14,7 @@ from kxray.io.files import replacing
 from training import runs, shell
 from training.explain import check_places, find
 from training.explaining import evaluated_films, map_metrics
-from training.explaining.map_judge import FORWARD, Judge, noisy_pairs
+from training.explaining.map_judge import FORWARD, Judge, memory_told, noisy_pairs
 from training.explaining.map_makers import BASELINES, CONSERVING, INTEGRATED, TrainedModel
 from training.explaining.map_metrics import METRICS, PLACES
 from training.shell import program
@@ -152,9 +154,9 @@ def evaluate(trained, table, out, asked, console) -> dict:
     out = Path(out)
     work = out / "work"
     work.mkdir(parents=True, exist_ok=True)
-    _check_begun(work, trained, table, asked)
     chosen = evaluated_films.choose(table, trained.spec, asked.target, asked.films, asked.seed)
-    with shell.progress_bars(console) as progress:
+    _check_begun(work, trained, table, asked, chosen)
+    with memory_told(asked.batch_size), shell.progress_bars(console) as progress:
         bar = progress.add_task("reading films", total=len({row["path"] for row, _ in chosen}), facts="")
         films = evaluated_films.read(
             chosen,
@@ -179,7 +181,7 @@ def evaluate(trained, table, out, asked, console) -> dict:
     return found
 
 
-def _check_begun(work, trained, table, asked):
+def _check_begun(work, trained, table, asked, chosen):
     facts = {
         "model": trained.digest,
         "data": table.attrs["data"],
@@ -188,6 +190,7 @@ def _check_begun(work, trained, table, asked):
         "number of films": asked.films,
         "seed": asked.seed,
         "metrics": list(asked.metrics),
+        "state of its films, labels, masks or boxes": _state(table, trained.spec.labels, chosen),
     }
     note = work / "facts.json"
     known = json.loads(note.read_text(encoding="utf-8")) if note.exists() else facts
@@ -198,6 +201,26 @@ def _check_begun(work, trained, table, asked):
             f"another --out, or delete {work}"
         )
     runs.write_json(note, facts)
+
+
+def _state(table, labels, chosen):
+    """Short SHA-256 of what the table says of the films, and of size and time of the chosen ones' files."""
+    from kxray.data.masks import find_masks
+
+    columns = dict.fromkeys(("path", "patient_id", "label", "boxes", "masks", *labels))
+    digest = hashlib.sha256()
+    for row in table[[name for name in columns if name in table.columns]].to_dict("records"):
+        digest.update(repr(sorted(row.items())).encode("utf-8", "surrogateescape"))
+    files = {row["path"] for row, _ in chosen}
+    files |= {file for row, _ in chosen for file in find_masks(row.get("masks"), row["path"]).values()}
+    for file in sorted(files):
+        try:
+            status = os.stat(file)
+            version = (status.st_size, status.st_mtime_ns)
+        except OSError:
+            version = None
+        digest.update(repr((file, version)).encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()[:16]
 
 
 def _example_maps(work, name):
@@ -290,10 +313,10 @@ def _write_tables(out, films, scores, found):
 
 
 def told(found, out) -> str:
-    """The lines that are printed: the slides' columns first, a row a method."""
+    """The lines that are printed: a row a method, at most five columns."""
     # The three of the slides first.
     shown = ("outside_inside_ratio", "mean_iou", "negative_perturbation", "pointing_game", "aopc_gap")
-    shown = [name for name in shown if name in found["metrics"]]
+    shown = [name for name in shown if name in found["metrics"]] or found["metrics"][:5]
     heads = [METRICS[name].title for name in shown]
     speed = found["speed"]
     width = max(map(len, [*found["rows"], *found["skipped"], "method"]))

@@ -35,7 +35,7 @@ class FilmExplainer:
 
     Args:
         run: see `kxray.load`.
-        method: one of `kxray.explain.METHODS`.
+        method: one of `kxray.explain.METHODS`; None for the first that suits the model.
         target: a label, "predicted", or "true": the film's own label where it is known, else the predicted
             one. Of findings the most probable one is explained; with "true" of those that the film has, if
             any.
@@ -52,11 +52,12 @@ class FilmExplainer:
     def __init__(self, run, method, target=PREDICTED):
         from kxray import explain
 
-        if method not in explain.METHODS:
+        if method is not None and method not in explain.METHODS:
             raise ValueError(
                 f"unknown method {method!r}; the known ones are: {', '.join(sorted(explain.METHODS))}"
             )
         model, self.spec = kxray.load(run)
+        self.method = method or explain.default_methods(model)[0]
         if target not in (*self.spec.labels, PREDICTED, TRUE):
             raise ValueError(
                 f"unknown target {target!r}; expected {PREDICTED}, {TRUE} or one of the labels: "
@@ -71,7 +72,7 @@ class FilmExplainer:
         self.target = target
         self._logits = scoring.traced_logits(model, self.spec)
         build = explain.binary_explainer if self.spec.task == "binary" else explain.detailed_explainer
-        self._explain = build(model, method)
+        self._explain = build(model, self.method)
         self.digest = model_digest(run)
 
     def __call__(self, pixels, truths):

@@ -1,5 +1,6 @@
 """Asks methods of explanation for maps of the same films, in turns, and scores them."""
 
+import contextlib
 import functools
 import json
 import time
@@ -43,7 +44,12 @@ class Judge:
         return [method for method in self.asked.methods if method not in self.skipped]
 
     def probe(self):
-        """Which methods can read the model: each explains one batch, unless its scores are kept."""
+        """Which methods can read the model: each explains one batch, unless its scores are kept.
+
+        What a method says of the model is remembered; what the machine says of it holds for this run only.
+        """
+        import tensorflow as tf
+
         note = self.work / "skipped.json"
         known = json.loads(note.read_text(encoding="utf-8")) if note.exists() else {}
         self.skipped = {method: reason for method, reason in known.items() if method in self.asked.methods}
@@ -52,10 +58,14 @@ class Judge:
         for method in missing:
             try:
                 self.maker(method)
-            except _refusals() as error:
+            except (ValueError, TypeError, NotImplementedError) as error:
+                self.skipped[method] = known[method] = reason_of(error)
+            except tf.errors.ResourceExhaustedError:
+                raise
+            except tf.errors.OpError as error:
                 self.skipped[method] = reason_of(error)
             self.progress.advance(bar)
-        runs.write_json(note, {**known, **self.skipped})
+        runs.write_json(note, known)
 
     def maker(self, method):
         """A method's MapMaker, traced."""
@@ -162,25 +172,29 @@ class Judge:
             note(finite, map_metrics.shape_scores(asked, maps[finite]))
         if errors is not None and "completeness_error" in asked:
             table["completeness_error"] = errors
-        noisy = np.isin(rows, noisy_pairs(self.films))
-        if "max_sensitivity" in asked and name not in BASELINES and noisy.any():
-            note(noisy, self._sensitivity(self.maker(name), images[noisy], labels[noisy], rows[noisy][0]))
+        if "max_sensitivity" in asked and name not in BASELINES:
+            for place in np.flatnonzero(finite & np.isin(rows, noisy_pairs(self.films))):
+                one = slice(place, place + 1)
+                table.loc[place, "max_sensitivity"] = self._sensitivity(
+                    self.maker(name), images[one], labels[one], int(rows[place])
+                )
         return maps, table
 
-    def _sensitivity(self, maker, images, labels, number):
+    def _sensitivity(self, maker, image, label, number):
+        """Of one pair, so that neither its noise nor its score depends on the others of a batch."""
         from kxray import metrics
 
         try:
             found = metrics.sensitivity(
-                lambda noisy: maker(noisy, labels),
-                images,
+                lambda noisy: maker(noisy, label),
+                image,
                 radius=map_metrics.RADIUS,
                 draws=map_metrics.DRAWS,
-                seed=self.asked.seed + int(number),
+                seed=[self.asked.seed, number],
             )
         except ValueError:  # maps that are not finite
-            return {}
-        return {"max_sensitivity": found.largest}
+            return np.nan
+        return found.largest[0]
 
     def sanity(self):
         """Do maps change when the weights or the class do? Means over a few films, by method."""
@@ -212,6 +226,8 @@ class Judge:
             # The traced explainers read the model's own variables; tracing them again for the clone would
             # take longer than all maps.
             model.set_weights(clone.get_weights())
+            for method in methods:
+                self.maker(method).refresh()
             return {method: self.maker(method)(images, labels) for method in methods}
 
         def similarity(maps, others):
@@ -227,6 +243,8 @@ class Judge:
             found = metrics.weight_randomisation(model, maps_of, images, stops, similarity, self.asked.seed)
         finally:
             model.set_weights(learned)
+            for method in methods:
+                self.maker(method).refresh()
         for method in methods:
             into[method] = {"randomised": {kind: _means(found.similarity[method, kind]) for kind in KINDS}}
         return {"stops": found.layers, "layers": len(layers)}
@@ -246,10 +264,17 @@ def noisy_pairs(films):
     return _spread(len(films), SENSITIVITY_FILMS)
 
 
-def _refusals():
+@contextlib.contextmanager
+def memory_told(batch_size):
+    """Within it, memory that does not suffice is a ValueError that says what to do."""
     import tensorflow as tf
 
-    return ValueError, TypeError, NotImplementedError, tf.errors.OpError
+    try:
+        yield
+    except tf.errors.ResourceExhaustedError:
+        raise ValueError(
+            f"films in batches of {batch_size} ran out of memory; try a smaller --batch-size"
+        ) from None
 
 
 def _means(similarity):

@@ -89,28 +89,38 @@ class MapMaker:
         from kxray import explain
 
         self.method, self._trained = method, trained
-        self._explain = explain.detailed_explainer(trained.model, method, upsample=True)
+        build = explain.binary_explainer if trained.one_unit else explain.detailed_explainer
+        self._explain = build(trained.model, method, upsample=True)
+
+    def refresh(self):
+        """To be called when the model's weights were set: of a one-unit model it holds a copy of the last."""
+        if self._trained.one_unit:
+            self._explain.refresh()
 
     def __call__(self, images, labels):
         return self.with_completeness(images, labels)[0]
 
     def with_completeness(self, images, labels):
-        """The maps, and |completeness error| float (N,), or None of a method that promises nothing."""
+        """The maps, and |completeness error| float (N,), NaN where a map is not finite.
+
+        None in its place, of a method that promises nothing.
+        """
         from kxray import metrics
 
         units, signs = self._trained.units(labels)
-        results = self._explain(np.asarray(images, np.float32), units)
+        results = self._explain(np.asarray(images, np.float32), np.asarray(labels, np.int32))
         heatmap = results["heatmap"].numpy()
         errors = None
-        if self.method in (INTEGRATED, *CONSERVING) and np.isfinite(heatmap).all():
+        if self.method in (INTEGRATED, *CONSERVING):
+            finite = np.isfinite(heatmap).all(axis=(1, 2, 3))
+            known = np.where(finite[:, None, None, None], heatmap, 0)
             if self.method == INTEGRATED:
-                total = heatmap.sum(axis=(1, 2, 3), dtype=float)
-                promised = total - results["completeness_error"].numpy()
+                promised = known.sum(axis=(1, 2, 3), dtype=float) - results["completeness_error"].numpy()
             else:
-                promised = results["logits"].numpy()[np.arange(len(units)), units]
-            errors = np.abs(metrics.completeness_error(heatmap, promised))
+                promised = signs * results["logits"].numpy()[np.arange(len(units)), units]
+            errors = np.where(finite, np.abs(metrics.completeness_error(known, promised)), np.nan)
         # Pixel methods give one map a channel.
-        return heatmap.sum(axis=-1) * signs[:, None, None], errors
+        return heatmap.sum(axis=-1), errors
 
 
 def baseline_maps(name, images, numbers, seed):
