@@ -291,7 +291,9 @@ def test_grad_cam_of_a_one_unit_model_turns_its_sign(films, tmp_path):
         assert rows_of(out)["1.png"]["predicted"] == "bright"
     assert maps["bright"].max() > 0
     np.testing.assert_array_equal(maps["bright"], -maps["dark"])
-    told = explain("--run", folder, "--data", films, "--out", tmp_path / "none")
+    told = explain("--run", folder, "--data", films, "--out", tmp_path / "suits")
+    assert told.exit_code == 0 and "explained with grad_cam" in told.output
+    told = explain("--run", folder, "--data", films, "--out", tmp_path / "none", "--method", "multiscale_cam")
     assert told.exit_code == 2 and "needs one LayerRelevance layer" in told.output
     assert not (tmp_path / "none").exists()
 
