@@ -35,7 +35,7 @@ def main(side, batch, rounds, methods, peer):
 
     import kxray
     from kxray import explain
-    from kxray.explain.graph import with_logits
+    from kxray.explain.head import with_logits
 
     model = kxray.models.build("multiscale_densenet", num_labels=4, image_size=(side, side))
     films = np.random.default_rng(0).random((batch, side, side, 1), np.float32)

@@ -186,7 +186,7 @@ def _expected_probabilities(model, spec, images, tolerance):
     import numpy as np
     import tensorflow as tf
 
-    from kxray.explain.graph import with_logits
+    from kxray.explain.head import with_logits
 
     logits, last = with_logits(model, model.outputs[0])(images)
     activate = tf.nn.softmax if spec.task == "multiclass" else tf.sigmoid

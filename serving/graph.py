@@ -3,7 +3,7 @@
 import tensorflow as tf
 
 from kxray.explain import PREDICTED, binary_explainer, detailed_explainer
-from kxray.explain.graph import with_logits
+from kxray.explain.head import with_logits
 from kxray.io.film import MAX_PIXELS, MAX_SIDE, MIN_SIDE
 from kxray.layers.film_input import film_input
 from kxray.spec import UNSURE

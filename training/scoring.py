@@ -18,7 +18,7 @@ def traced_logits(model, spec):
 def _traced(model, shape):
     import tensorflow as tf
 
-    from kxray.explain.graph import with_logits
+    from kxray.explain.head import with_logits
 
     if "_kxray_logits" not in model.__dict__:
         run = with_logits(model)

@@ -3,7 +3,8 @@
 import tensorflow as tf
 from keras import layers
 
-from kxray.explain.graph import FILM, chosen_unit, with_logits
+from kxray.explain.graph import FILM, chosen_unit
+from kxray.explain.head import with_logits
 
 _MONOTONE = ("relu", "relu6", "sigmoid", "hard_sigmoid", "softplus", "tanh", "elu", "leaky_relu", "selu")
 

@@ -10,8 +10,8 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
-from kxray.explain.graph import called_with, chosen_unit, feature_map, with_logits
-from kxray.explain.head import logit_layer, wide
+from kxray.explain.graph import called_with, chosen_unit, feature_map
+from kxray.explain.head import logit_layer, wide, with_logits
 
 _HEADS = (layers.Dropout, layers.Flatten, layers.Reshape)
 

@@ -3,7 +3,8 @@
 import numpy as np
 import tensorflow as tf
 
-from kxray.explain.graph import feature_map, require_functional, with_logits
+from kxray.explain.graph import feature_map, require_functional
+from kxray.explain.head import with_logits
 
 
 def eigen_cam(model, images, layer=None, centre=False, upsample=False):

@@ -10,8 +10,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kxray.explain.graph import chosen_unit, with_logits
-from kxray.explain.head import split_head
+from kxray.explain.graph import chosen_unit
+from kxray.explain.head import split_head, with_logits
 
 BASELINES = ("zero", "mean")
 _FILMS_AT_ONCE = 8

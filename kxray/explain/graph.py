@@ -1,10 +1,11 @@
-"""Reads a functional Keras model: its steps, where its logits are, and where its last feature map is."""
+"""Reads a functional Keras model: its steps, and where its last feature map is."""
 
 import dataclasses
 
 import keras
 from keras import layers, ops
 
+from kxray.explain.head import LAST_OPERATIONS, end_of, inputs_of
 from kxray.explain.steps import Step, steps_of, unknown
 
 _SHRINKING = (
@@ -17,8 +18,6 @@ _SHRINKING = (
     layers.Reshape,
     layers.ZeroPadding2D,
 )
-# What `keras.ops.sigmoid(x)` and the like leave in a functional model: operations that are no layers.
-_ACTIVATIONS = ("Sigmoid", "Softmax", "LogSigmoid", "LogSoftmax", "HardSigmoid", "Tanh")
 
 
 def require_functional(model) -> None:
@@ -76,7 +75,7 @@ def _is_learned(tensor):
         operation = tensor._keras_history.operation
         if getattr(operation, "weights", None) and not isinstance(operation, layers.Normalization):
             return True
-        new = [before for before in _inputs_of(tensor) if id(before) not in seen]
+        new = [before for before in inputs_of(tensor) if id(before) not in seen]
         seen.update(map(id, new))
         waiting += new
     return False
@@ -99,108 +98,19 @@ def _tensors_by_operation(model):
         if id(tensor) not in seen:
             seen.add(id(tensor))
             made.setdefault(tensor._keras_history.operation, []).append(tensor)
-            waiting += _inputs_of(tensor)
+            waiting += inputs_of(tensor)
     return made
 
 
 def called_with(model, layer) -> list:
     """The symbolic tensors that a layer is called with in this model; ValueError if it is called twice."""
-    return _inputs_of(_only(_tensors_by_operation(model)[layer], layer))
+    return inputs_of(_only(_tensors_by_operation(model)[layer], layer))
 
 
 def chosen_unit(logits, target):
     """The unit to explain of each film, int32 (N,): `target`, or that of the largest logit where it is -1."""
     top = ops.cast(ops.argmax(logits, axis=-1), "int32")
     return ops.where(target < 0, top, target)
-
-
-def _inputs_of(tensor):
-    operation, node_index, _ = tensor._keras_history
-    return operation._inbound_nodes[node_index].input_tensors
-
-
-def end_of(model):
-    """The symbolic output of a model, before anything behind its last activation that changes no value.
-
-    Raises:
-        ValueError: something else stands behind a sigmoid or softmax, and hides the logits.
-    """
-    tensor = model.outputs[0]
-    while _keeps_values(tensor):
-        (tensor,) = _inputs_of(tensor)
-    last = tensor._keras_history.operation
-    if not isinstance(last, layers.Dense) and not _squashes(last):
-        for before in _inputs_of(tensor):
-            squashing = before._keras_history.operation
-            if _squashes(squashing):
-                raise ValueError(
-                    f"model {model.name!r} goes on after {squashing.name!r} with {last.name!r}, "
-                    f"{type(last).__name__}, which hides its logits; end it at its sigmoid or softmax"
-                )
-    return tensor
-
-
-def _keeps_values(tensor):
-    operation = tensor._keras_history.operation
-    if isinstance(operation, layers.Activation):
-        return operation.activation is keras.activations.linear
-    if isinstance(operation, (layers.Reshape, layers.Flatten)):
-        return _inputs_of(tensor)[0].shape == tensor.shape
-    return isinstance(operation, (layers.Identity, layers.Dropout)) or type(operation).__name__ == "Cast"
-
-
-def _squashes(operation):
-    if isinstance(operation, (layers.Dense, layers.Activation)):
-        return operation.activation in (keras.activations.sigmoid, keras.activations.softmax)
-    return isinstance(operation, layers.Softmax) or type(operation).__name__ in ("Sigmoid", "Softmax")
-
-
-def with_logits(model, *tensors):
-    """Returns a function from images to (logits, *tensors), reading logits before the last activation.
-
-    Gradients of a saturated sigmoid or softmax vanish; those of the logit do not.
-
-    Args:
-        model: functional model whose last layer is Dense, Activation, Softmax or anything linear.
-        *tensors: symbolic tensors of the model to return beside the logits.
-
-    Returns:
-        Callable from (N, H, W, C) to a tuple: float32 logits (N, L), then each tensor.
-
-    Raises:
-        ValueError: the last layer is a whole model, whose activation nobody can see.
-    """
-    end = end_of(model)
-    last = end._keras_history.operation
-    if isinstance(last, keras.Model):
-        raise ValueError(
-            f"model {model.name!r} ends in the model {last.name!r}, which hides its logits; build it flat: "
-            "call the inner model's layers, or end it before its activation"
-        )
-    if isinstance(last, layers.Dense) and last.activation is not keras.activations.linear:
-        (before,) = _inputs_of(end)
-
-        def logits_of(features):
-            features = ops.cast(features, "float32")
-            logits = ops.matmul(features, ops.cast(last.kernel, "float32"))
-            return logits + ops.cast(last.bias, "float32") if last.use_bias else logits
-
-    else:
-        before = end
-        if isinstance(last, (layers.Activation, layers.Softmax)) or type(last).__name__ in _ACTIVATIONS:
-            (before,) = _inputs_of(end)
-
-        def logits_of(logits):
-            return ops.cast(logits, "float32")
-
-    # A dictionary, because Keras gives a list of one output back as a bare tensor.
-    submodel = keras.Model(model.inputs, dict(enumerate([before, *tensors])))
-
-    def run(images):
-        outputs = submodel(images, training=False)
-        return logits_of(outputs[0]), *(outputs[1 + index] for index in range(len(tensors)))
-
-    return run
 
 
 FILM = 0
@@ -307,7 +217,7 @@ def read(model) -> Graph:
 
 def _ends_models(layer):
     dense = isinstance(layer, (layers.Dense, layers.Activation, layers.Softmax))
-    return dense or type(layer).__name__ in _ACTIVATIONS
+    return dense or type(layer).__name__ in LAST_OPERATIONS
 
 
 def _leading_to(output, steps):

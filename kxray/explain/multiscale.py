@@ -6,7 +6,8 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
-from kxray.explain.graph import called_with, chosen_unit, with_logits
+from kxray.explain.graph import called_with, chosen_unit
+from kxray.explain.head import with_logits
 from kxray.layers.layer_relevance import LayerRelevance
 
 

@@ -12,7 +12,8 @@ import numpy as np
 import tensorflow as tf
 
 from kxray.explain.attribution import checked
-from kxray.explain.graph import feature_map, require_functional, with_logits
+from kxray.explain.graph import feature_map, require_functional
+from kxray.explain.head import with_logits
 
 
 def score_cam(model, images, target, layer=None, upsample=False, batch_size=32):
