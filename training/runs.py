@@ -17,6 +17,8 @@ _TEXT = (
     *("path", "patient_id", "group", "label", "predicted", "predicted_with_flips"),
     *("coarse", "coarse_predicted", "coarse_predicted_flips"),
 )
+# What an option for a path also takes, as in `--init imagenet` or `--weights none`.
+_NO_PATHS = ("imagenet", "none")
 
 
 def default_folder(recipe_name, source_name, root="runs") -> Path:
@@ -58,13 +60,27 @@ def discard(folder) -> None:
 
 def with_absolute_places(recipe, given) -> tuple:
     """The recipe and the given options with absolute paths: a run can be resumed from another folder."""
-    # A word that is no path, such as `--init imagenet` or `--weights none`, stays as it is.
     places = {
         name: str(Path(given[name]).resolve())
-        for name in ("data", "corrections", "export", "init", "weights")
-        if given.get(name) and given[name] not in ("imagenet", "none")
+        for name in ("data", "corrections", "export", "init")
+        if given.get(name) and given[name] not in _NO_PATHS
     }
+    if given.get("weights"):
+        places["weights"] = _absolute_weights(given["weights"])
     return dataclasses.replace(recipe, **places), {**given, **places}
+
+
+def _absolute_weights(text):
+    """The path of a file or run made absolute, or each of NAME=FILE,NAME=none; other words stay."""
+    parts = [("", "", text)]
+    if "=" in text and not os.path.exists(text):
+        parts = [part.strip().partition("=") for part in text.split(",") if part.strip()]
+    return ",".join(f"{name}{equals}{_absolute(start)}" for name, equals, start in parts)
+
+
+def _absolute(start):
+    is_path = start not in _NO_PATHS and os.path.exists(start)
+    return str(Path(start).resolve()) if is_path else start
 
 
 def resumed(recipe, given) -> tuple:

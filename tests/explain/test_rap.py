@@ -34,10 +34,7 @@ PLACES["gray"] = PLACES["gap"]
 
 
 def oracle(net):
-    arrays = NETS["arrays"](f"oracle_rap_{net}")
-    if arrays is None:
-        pytest.skip("no oracle arrays on this machine; set KXRAY_TEST_ORACLES")
-    return arrays
+    return NETS["arrays"](f"oracle_rap_{net}")
 
 
 def targets(arrays, low):

@@ -117,6 +117,16 @@ def fillets(tmp_path_factory):
 
 
 @pytest.fixture
+def backbone(request, monkeypatch):
+    """Lets the function `tiny` of the test's own module go by MobileNetV2's name."""
+    import keras
+
+    monkeypatch.setattr(keras.applications, "MobileNetV2", request.module.tiny)
+    yield
+    keras.config.set_dtype_policy("float32")
+
+
+@pytest.fixture
 def tiny_densenet(monkeypatch):
     """Lets a small network go by DenseNet-121's name."""
     import importlib.util

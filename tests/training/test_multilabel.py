@@ -33,13 +33,6 @@ def tiny(include_top, weights, input_tensor, input_shape=None, pooling=None):
     return keras.Model(keras.utils.get_source_inputs(input_tensor), x, name="tiny")
 
 
-@pytest.fixture
-def backbone(monkeypatch):
-    monkeypatch.setattr(keras.applications, "MobileNetV2", tiny)
-    yield
-    keras.config.set_dtype_policy("float32")
-
-
 @pytest.fixture(scope="session")
 def squares(tmp_path_factory):
     """A manifest of 48 films of 24 patients: a bright bar left, right, both or none; some are not known."""

@@ -156,6 +156,32 @@ def test_a_folder_that_is_free_is_not_made_by_looking(tmp_path):
 # Starting weights
 
 
+@dataclasses.dataclass(frozen=True)
+class Placed:
+    data: str | None = None
+    weights: str = "imagenet"
+
+
+@pytest.mark.parametrize(
+    "given, expected",
+    [
+        ("own.h5", "{here}/own.h5"),
+        ("a=b,c.h5", "{here}/a=b,c.h5"),
+        ("xception=own.h5, alexnet=none,", "xception={here}/own.h5,alexnet=none"),
+        ("imagenet", "imagenet"),
+        ("nowhere.h5", "nowhere.h5"),
+    ],
+)
+def test_weights_hold_from_wherever_a_run_is_resumed(tmp_path, monkeypatch, given, expected):
+    monkeypatch.chdir(tmp_path)
+    for name in ("own.h5", "a=b,c.h5", "imagenet"):
+        (tmp_path / name).touch()
+    recipe, told = runs.with_absolute_places(Placed(), {"data": "films", "weights": given, "out": "run"})
+    assert recipe == Placed(str(tmp_path / "films"), expected.format(here=tmp_path))
+    assert told == {"data": recipe.data, "weights": recipe.weights, "out": "run"}
+    assert runs.with_absolute_places(Placed(), {"weights": None}) == (Placed(), {"weights": None})
+
+
 @pytest.fixture
 def first(tmp_path):
     """A run on films a ... j: h, i and j are its test films. Its folder, and that of the films."""

@@ -37,13 +37,6 @@ def tiny(include_top, weights, input_tensor, input_shape=None, pooling=None):
     return keras.Model(keras.utils.get_source_inputs(input_tensor), x, name="tiny")
 
 
-@pytest.fixture
-def backbone(monkeypatch):
-    monkeypatch.setattr(keras.applications, "MobileNetV2", tiny)
-    yield
-    keras.config.set_dtype_policy("float32")
-
-
 @pytest.fixture(scope="module")
 def films(tmp_path_factory):
     """Films of noise; those of the second class have a bright square somewhere."""

@@ -60,6 +60,23 @@ def _numbers(text):
     return numbers
 
 
+def check_options(recipe, given) -> None:
+    """Raises ValueError where the options of a comparison contradict each other.
+
+    Args:
+        recipe: its options.
+        given: those that were given at the shell.
+    """
+    if recipe.split is None and recipe.folds < 2:
+        raise ValueError(f"give --folds 2 or more, or --split such as 7:1:2; got --folds {recipe.folds}")
+    if recipe.split is not None:
+        counts(recipe.split)
+        if given.get("folds"):
+            raise ValueError("--split and --folds exclude each other: give one of them")
+    if recipe.data is not None and recipe.phantoms:
+        raise ValueError("--phantoms generates the films to compare on; with --data there are films")
+
+
 def check_counts(text, films) -> None:
     """Raises ValueError where a split asks for more films than there are."""
     wanted = counts(text)

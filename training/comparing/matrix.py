@@ -11,10 +11,7 @@ from training.recipes import transfer
 
 def run(recipe, given, rows_of) -> Path | None:
     """Runs or resumes a matrix run and returns its folder."""
-    # The weights of several backbones are no single path; the comparison has made each of them absolute.
-    weights = {"weights": given["weights"]} if "weights" in given else {}
-    recipe, others = runs.with_absolute_places(recipe, {**given, "weights": None})
-    given = {**others, "weights": None, **weights}
+    recipe, given = runs.with_absolute_places(recipe, given)
 
     def work(recipe, folder, progress):
         from training.comparing.matrix_run import Matrix
@@ -32,7 +29,11 @@ def run(recipe, given, rows_of) -> Path | None:
 
 
 def _plan(recipe, given, rows_of, console):
-    _check(recipe, given)
+    compared_films.check_options(recipe, given)
+    if recipe.labels is not None:
+        if recipe.data is None:
+            raise ValueError("--labels chooses among the labels of --data; there is none")
+        chosen_labels.parse(recipe.labels)
     rows = rows_of(recipe)
     for row in rows:
         transfer.task_of(row.recipe)
@@ -41,21 +42,6 @@ def _plan(recipe, given, rows_of, console):
         _check_films(recipe, table)
     if recipe.dry_run:
         _tell(recipe, rows, table, notes, console)
-
-
-def _check(recipe, given):
-    if recipe.split is None and recipe.folds < 2:
-        raise ValueError(f"give --folds 2 or more, or --split such as 7:1:2; got --folds {recipe.folds}")
-    if recipe.split is not None:
-        compared_films.counts(recipe.split)
-        if given.get("folds"):
-            raise ValueError("--split and --folds exclude each other: give one of them")
-    if recipe.data is not None and recipe.phantoms:
-        raise ValueError("--phantoms generates the films to compare on; with --data there are films")
-    if recipe.labels is not None:
-        if recipe.data is None:
-            raise ValueError("--labels chooses among the labels of --data; there is none")
-        chosen_labels.parse(recipe.labels)
 
 
 def _check_films(recipe, table):

@@ -37,25 +37,14 @@ def run(recipe, given, rows_of) -> Path | None:
 
 
 def _plan(recipe, given, rows_of, console):
-    _check(recipe, given)
+    if recipe.classes == 1:
+        raise ValueError("--classes 1 splits nothing; give 2 or more, or 0 to compare without size classes")
+    compared_films.check_options(recipe, given)
     rows = rows_of(recipe, bool(recipe.classes))
     for row in rows:
         multiscale_cam.task_of(row.recipe)
     if recipe.dry_run:
         _tell(recipe, rows, console)
-
-
-def _check(recipe, given):
-    if recipe.classes == 1:
-        raise ValueError("--classes 1 splits nothing; give 2 or more, or 0 to compare without size classes")
-    if recipe.split is None and recipe.folds < 2:
-        raise ValueError(f"give --folds 2 or more, or --split such as 7:1:2; got --folds {recipe.folds}")
-    if recipe.split is not None:
-        compared_films.shares(recipe.split)
-        if given.get("folds"):
-            raise ValueError("--split and --folds exclude each other: give one of them")
-    if recipe.data is not None and recipe.phantoms:
-        raise ValueError("--phantoms generates the films to compare on; with --data there are films")
 
 
 def _tell(recipe, rows, console):

@@ -198,18 +198,4 @@ def run(recipe, given):
         recipe = dataclasses.replace(recipe, split=None)
     if not recipe.resume and len(modes := _names("modes", recipe.modes, MODES)) == 1:
         transfer.check_mode(modes[0], given)
-    # Paths that hold from wherever the comparison is resumed.
-    if given.get("weights"):
-        given = {**given, "weights": _absolute(given["weights"])}
-        recipe = dataclasses.replace(recipe, weights=given["weights"])
     return matrix.run(recipe, given, rows_of)
-
-
-def _absolute(weights):
-    parts = []
-    for part in weights.split(","):
-        name, equals, start = part.strip().rpartition("=")
-        if start not in ("imagenet", "none") and Path(start).exists():
-            start = str(Path(start).resolve())
-        parts.append(f"{name}{equals}{start}")
-    return ",".join(parts)

@@ -56,18 +56,12 @@ class FilmExplainer:
             raise ValueError(
                 f"unknown method {method!r}; the known ones are: {', '.join(sorted(explain.METHODS))}"
             )
-        model, self.spec = kxray.load(run)
+        model, self.spec = load_checked(run)
         self.method = method or explain.default_methods(model)[0]
         if target not in (*self.spec.labels, PREDICTED, TRUE):
             raise ValueError(
                 f"unknown target {target!r}; expected {PREDICTED}, {TRUE} or one of the labels: "
                 f"{', '.join(self.spec.labels)}"
-            )
-        units = 1 if self.spec.task == "binary" else self.spec.num_labels
-        if model.outputs[0].shape[-1] != units:
-            raise ValueError(
-                f"{run}: the model has {model.outputs[0].shape[-1]} output units, a {self.spec.task} spec "
-                f"with {self.spec.num_labels} labels needs {units}"
             )
         self.target = target
         self._logits = scoring.traced_logits(model, self.spec)
@@ -124,6 +118,19 @@ def _plain(value):
     if value.dtype.kind in "OS":
         return np.array([text.decode("utf-8") for text in value.tolist()])
     return value
+
+
+def load_checked(run):
+    """(model, spec) of `kxray.load`, with as many output units as the spec needs, else ValueError."""
+    model, spec = kxray.load(run)
+    needed = 1 if spec.task == "binary" else spec.num_labels
+    units = model.outputs[0].shape[-1]
+    if units != needed:
+        raise ValueError(
+            f"{run}: the model has {units} output units, a {spec.task} spec with {spec.num_labels} labels "
+            f"needs {needed}"
+        )
+    return model, spec
 
 
 def model_digest(run):

@@ -2,9 +2,8 @@
 
 import numpy as np
 
-import kxray
 from training import scoring
-from training.explaining.film_explainer import model_digest
+from training.explaining.film_explainer import load_checked, model_digest
 
 RANDOM, CENTRE, FILM = "random", "centre", "film"
 BASELINES = {
@@ -32,13 +31,7 @@ class TrainedModel:
     """
 
     def __init__(self, run):
-        self.model, self.spec = kxray.load(run)
-        units = 1 if self.one_unit else self.spec.num_labels
-        if self.model.outputs[0].shape[-1] != units:
-            raise ValueError(
-                f"{run}: the model has {self.model.outputs[0].shape[-1]} output units, a {self.spec.task} "
-                f"spec with {self.spec.num_labels} labels needs {units}"
-            )
+        self.model, self.spec = load_checked(run)
         self.digest = model_digest(run)
 
     @property

@@ -76,8 +76,18 @@ def confusion_matrix(counts, labels) -> str:
     return inline(figure)
 
 
-def reliability_diagram(calibrated, uncalibrated) -> str:
-    """Accuracy against confidence, before and after temperature scaling, with films a bin below."""
+def reliability_diagram(
+    calibrated,
+    uncalibrated,
+    across="stated confidence (films in the bin beside the point)",
+    upward="share of right decisions",
+) -> str:
+    """How often what was stated is so, before and after temperature scaling, with each bin's count beside it.
+
+    Args:
+        calibrated, uncalibrated: of `kxray.metrics.reliability_curve`.
+        across, upward: what the axes show.
+    """
     figure, (axis,) = figure_axes(width=4.6, height=3.8)
     axis.plot([0, 1], [0, 1], color="grey", linewidth=0.8, linestyle=":")
     for curve, colour, name in ((uncalibrated, SECOND, "before"), (calibrated, INK, "after")):
@@ -96,10 +106,41 @@ def reliability_diagram(calibrated, uncalibrated) -> str:
             axis.annotate(f"{films}", (confidence, accuracy), fontsize=7, **place)
     axis.set_xlim(0, 1.02)
     axis.set_ylim(0, 1.02)
-    axis.set_xlabel("stated confidence (films in the bin beside the point)", fontsize=8)
-    axis.set_ylabel("share of right decisions", fontsize=8)
+    axis.set_xlabel(across, fontsize=8)
+    axis.set_ylabel(upward, fontsize=8)
     axis.legend(fontsize=8)
     axis.grid(alpha=0.3)
+    return inline(figure)
+
+
+def roc_curves(truths, probabilities, names) -> str:
+    """Sensitivity against 1 - specificity, one small curve a finding.
+
+    Args:
+        truths: float (N, L): 1, 0 or NaN (unknown).
+        probabilities: float (N, L).
+        names: the L findings.
+    """
+    from sklearn.metrics import roc_curve
+
+    columns = min(4, len(names))
+    figure, axes = figure_axes(columns=columns, rows=-(-len(names) // columns), width=2.2, height=2.2)
+    for axis, name, known, stated in zip(axes, names, truths.T, probabilities.T, strict=False):
+        there = np.isfinite(known)
+        axis.plot([0, 1], [0, 1], color="grey", linewidth=0.8, linestyle=":")
+        if len(np.unique(known[there])) == 2:
+            false_alarms, found, _ = roc_curve(known[there], stated[there])
+            axis.plot(false_alarms, found, color=INK, linewidth=1.2)
+        axis.set_title(name, fontsize=8)
+        axis.set_xticks([0, 0.5, 1])
+        axis.set_yticks([0, 0.5, 1])
+        axis.tick_params(labelsize=7)
+        axis.grid(alpha=0.3)
+    for axis in axes[len(names) :]:
+        axis.axis("off")
+    figure.supxlabel("1 - specificity", fontsize=8)
+    figure.supylabel("sensitivity", fontsize=8)
+    figure.tight_layout()
     return inline(figure)
 
 
