@@ -345,7 +345,7 @@ def _written(explanation, spec, film, out, name):
 
 def _scores(row, explanation, film, spec):
     """Scores of a film's map against what its row says is there; empty where it says nothing."""
-    from kxray.data.masks import truth_mask
+    from kxray.data.truth import truth_mask
     from training.explaining.map_scores import score
 
     label = spec.labels[explanation.label]

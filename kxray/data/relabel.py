@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from kxray.data.calibre import mask_area, mask_width, strongest_ridge
-from kxray.data.masks import find_masks
+from kxray.data.truth import find_masks
 
 MEASURES = ("width", "area", "boxes")
 _KEPT = re.compile(

@@ -3,6 +3,7 @@ from kxray.metrics.calibration import (
     expected_calibration_error,
     fit_temperature,
     reliability_curve,
+    sensitivity_thresholds,
     youden_thresholds,
 )
 from kxray.metrics.classification import (
@@ -17,6 +18,7 @@ from kxray.metrics.findings import average_precision, finding_scores
 from kxray.metrics.localization import (
     area_above_half,
     box_hits,
+    box_overlaps,
     iou_at,
     map_auroc,
     mass_inside,
@@ -52,8 +54,18 @@ from kxray.metrics.sanity import map_similarity, random_logit, weight_randomisat
 from kxray.metrics.segmentation import mean_iou, pixel_accuracy, pooled_mean_iou
 from kxray.metrics.slices import slice_scores
 from kxray.metrics.summary import summarise
+from kxray.metrics.wang import (
+    WANG_FRACTIONS,
+    WANG_THRESHOLDS,
+    box_localization,
+    box_pointing,
+    boxes_found,
+    boxes_mask,
+)
 
 __all__ = [
+    "WANG_FRACTIONS",
+    "WANG_THRESHOLDS",
     "aopc",
     "area_above_half",
     "area_under",
@@ -61,6 +73,11 @@ __all__ = [
     "average_precision",
     "balanced_accuracy",
     "box_hits",
+    "box_localization",
+    "box_overlaps",
+    "box_pointing",
+    "boxes_found",
+    "boxes_mask",
     "classification_scores",
     "completeness_error",
     "complexity",
@@ -100,6 +117,7 @@ __all__ = [
     "region_perturbation",
     "reliability_curve",
     "sensitivity",
+    "sensitivity_thresholds",
     "slice_scores",
     "soft_jaccard",
     "sparseness",

@@ -12,6 +12,7 @@ from sklearn import metrics
 
 # Corners connect: a thin bone that runs diagonally is one region.
 _NEIGHBOURS = np.ones((3, 3), bool)
+MEASURES = ("iou", "iobb")
 
 
 def pointing_game(maps, masks, tolerance=0.0):
@@ -276,21 +277,38 @@ def box_hits(maps, masks, overlap=0.1, measure="iou", fraction=0.5):
     maps, masks = maps_and_masks(maps, masks)
     if not 0 <= overlap < 1:
         raise ValueError(f"overlap must be at least 0 and below 1, got {overlap}")
-    if measure not in ("iou", "iobb"):
+    if measure not in MEASURES:
         raise ValueError(f"measure must be iou or iobb, got {measure!r}")
     hits, false_boxes = np.full((2, len(maps)), np.nan)
     for film, (found, mask) in enumerate(zip(region_boxes(maps, fraction), masks, strict=True)):
         if mask.any():
             true = _boxes(mask)
-            low = np.maximum(found[:, None, :2], true[None, :, :2])
-            high = np.minimum(found[:, None, 2:], true[None, :, 2:])
-            both = np.maximum(high - low, 0).prod(axis=2)
-            found_area, true_area = ((boxes[:, 2:] - boxes[:, :2]).prod(axis=1) for boxes in (found, true))
-            whole = found_area[:, None] + (true_area - both if measure == "iou" else 0)
-            enough = both / whole > overlap
+            enough = box_overlaps(found, true, measure) > overlap
             hits[film] = enough.any(axis=0).mean()
             false_boxes[film] = (~enough.any(axis=1)).sum()
     return hits, false_boxes
+
+
+def box_overlaps(found, true, measure="iou"):
+    """How much each of K boxes overlaps each of M.
+
+    Args:
+        found: (K, 4) as x0, y0, x1, y1.
+        true: (M, 4) likewise.
+        measure: "iou", intersection over union, or "iobb", intersection over the area of the box found.
+
+    Returns:
+        float64 (K, M) in [0, 1].
+    """
+    if measure not in MEASURES:
+        raise ValueError(f"measure must be iou or iobb, got {measure!r}")
+    found, true = (np.asarray(boxes, float).reshape(-1, 4) for boxes in (found, true))
+    low = np.maximum(found[:, None, :2], true[None, :, :2])
+    high = np.minimum(found[:, None, 2:], true[None, :, 2:])
+    both = np.maximum(high - low, 0).prod(axis=2)
+    found_area, true_area = ((boxes[:, 2:] - boxes[:, :2]).prod(axis=1) for boxes in (found, true))
+    whole = found_area[:, None] + (true_area - both if measure == "iou" else 0)
+    return both / np.maximum(whole, np.finfo(float).tiny)
 
 
 def _maps(maps):

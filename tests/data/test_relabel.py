@@ -12,7 +12,6 @@ from PIL import Image
 import kxray
 from kxray import data
 from kxray.data.calibre import NO_RIDGE, mask_area, mask_width, ridge_calibre, strongest_ridge
-from kxray.data.masks import find_masks
 from kxray.data.phantom import Mix, fillet, write_phantoms
 from kxray.data.relabel import (
     box_size,
@@ -23,6 +22,7 @@ from kxray.data.relabel import (
     size_classes,
     size_thresholds,
 )
+from kxray.data.truth import find_masks
 
 
 def bar(width, degrees=0.0, *, size=100, shift=0.0, background=0.3, height=0.4):

@@ -66,7 +66,7 @@ def _masked(films, positions):
 
 
 def _mask_of(films, position):
-    from kxray.data.masks import truth_mask
+    from kxray.data.truth import truth_mask
     from kxray.io import read_image
 
     film = films.table.loc[position]
@@ -233,10 +233,6 @@ def chosen_score(metrics) -> tuple[dict, str]:
     if metrics["chosen_with_flips"]:
         return row["with_test_time_flips"], "with"
     return row["coarse_accuracy"], "without"
-
-
-def _retapped(recipe, taps):
-    return dataclasses.replace(recipe, taps=taps)
 
 
 def table_of(metrics) -> pd.DataFrame:

@@ -106,7 +106,7 @@ def _has_place(named, label, labels):
 
 def _places(row):
     """The findings that a row has masks or boxes of."""
-    from kxray.data.masks import find_masks
+    from kxray.data.truth import find_masks
 
     boxes = row.get("boxes")
     boxes = boxes if isinstance(boxes, (list, tuple)) else []
@@ -197,7 +197,7 @@ def _pair(film, row, label, said, trained):
 
 def _mask(row, shape, label, spec):
     """Where the finding is, on the network's grid, bool; None where the row does not say."""
-    from kxray.data.masks import truth_mask
+    from kxray.data.truth import truth_mask
     from kxray.io.resize import resize
 
     mask = truth_mask(row, shape, label, spec.labels)

@@ -205,7 +205,7 @@ def _check_begun(work, trained, table, asked, chosen):
 
 def _state(table, labels, chosen):
     """Short SHA-256 of what the table says of the films, and of size and time of the chosen ones' files."""
-    from kxray.data.masks import find_masks
+    from kxray.data.truth import find_masks
 
     columns = dict.fromkeys(("path", "patient_id", "label", "boxes", "masks", *labels))
     digest = hashlib.sha256()
