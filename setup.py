@@ -37,6 +37,7 @@ setup(
         "scipy>=1.11",
         "scikit-learn>=1.4",
         "scikit-image>=0.22",
+        "SimpleITK>=2.3",
         "pillow>=10.2",
         "tifffile>=2024.1.30",
         "pydicom>=3.0",

@@ -40,13 +40,26 @@ _PUBLIC = {
     "Marker": "markers",
     "find_markers": "markers",
     "marker_properties": "markers",
+    "DiseaseMasks": "masks",
+    "box_cover": "masks",
+    "chest_regions": "mask_priors",
+    "disease_masks": "masks",
+    "disease_prior": "mask_priors",
+    "maps_from_model": "masks",
     "scan_shortcuts": "shortcuts",
     "shortcut_scores": "shortcuts",
+    "Template": "registration",
+    "build_template": "registration",
+    "register": "registration",
+    "template_regions": "regions",
+    "align_folder": "align",
     "Ridge": "calibre",
     "mask_area": "calibre",
     "mask_width": "calibre",
     "ridge_calibre": "calibre",
     "strongest_ridge": "calibre",
+    "Similarity": "similarity",
+    "quad_box": "similarity",
     "box_size": "relabel",
     "kept_labels": "relabel",
     "measure_sizes": "relabel",
@@ -56,8 +69,9 @@ _PUBLIC = {
     "size_thresholds": "relabel",
 }
 _MODULES = (
-    *("associations", "audit", "calibre", "features", "leaks", "manifest", "markers", "phantom", "pipeline"),
-    *("relabel", "shortcuts", "sources", "splits"),
+    *("align", "associations", "audit", "calibre", "features", "leaks", "manifest", "markers"),
+    *("mask_priors", "masks", "phantom", "pipeline", "registration", "relabel", "shortcuts"),
+    *("similarity", "sources", "splits", "truth"),
 )
 
 __all__ = list(_PUBLIC) + list(_MODULES)

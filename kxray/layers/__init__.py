@@ -1,14 +1,20 @@
+from kxray.layers.disease_attention import DiseaseAttention
 from kxray.layers.film_input import film_input
 from kxray.layers.layer_relevance import LayerRelevance
 from kxray.layers.random_affine import RandomAffine
 from kxray.layers.random_dihedral import RandomDihedral, dihedral_views
 from kxray.layers.random_exposure import RandomExposure
+from kxray.layers.similarity_align import SimilarityAlign
+from kxray.layers.similarity_sampler import SimilaritySampler
 
 __all__ = [
+    "DiseaseAttention",
     "LayerRelevance",
     "RandomAffine",
     "RandomDihedral",
     "RandomExposure",
+    "SimilarityAlign",
+    "SimilaritySampler",
     "dihedral_views",
     "film_input",
 ]
