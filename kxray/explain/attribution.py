@@ -6,7 +6,7 @@ import inspect
 
 import numpy as np
 
-from kxray.explain import cam, gradients, graph, lrp, multiscale, rap
+from kxray.explain import cam, evidence, gradients, graph, lrp, multiscale, rap
 
 METHODS = {
     "gradient": gradients.gradient,
@@ -20,16 +20,22 @@ METHODS = {
     "layer_cam": cam.layer_cam,
     "hires_cam": cam.hires_cam,
     "multiscale_cam": multiscale.multiscale_cam,
+    "evidence": evidence.evidence,
     "lrp": lrp.lrp,
     "rap": rap.rap,
 }
 PREDICTED = -1
+# Methods whose maps lie on the features' grid, in the aligned frame where a model aligns its films.
+_OF_FEATURES = ("cam", "grad_cam", "grad_cam_pp", "layer_cam", "hires_cam", "multiscale_cam")
 # Explainers that `attribute` keeps for a model; each holds its graph.
 _REMEMBERED = 32
 
 
 def default_methods(model) -> tuple[str, ...]:
-    """The methods that suit a model, best first: multiscale_cam where it can read the model, then grad_cam.
+    """The methods that suit a model, best first, grad_cam last.
+
+    Before it comes evidence where the model attends to diseases or aligns its films, else multiscale_cam
+    where it can read the model.
 
     Args:
         model: functional keras.Model.
@@ -38,6 +44,8 @@ def default_methods(model) -> tuple[str, ...]:
         ValueError: no functional model of one input and one output.
     """
     graph.require_functional(model)
+    if evidence.suits(model):
+        return ("evidence", "grad_cam")
     return ("multiscale_cam", "grad_cam") if multiscale.reads(model) else ("grad_cam",)
 
 
@@ -54,7 +62,8 @@ def explainer(model, method, upsample=False, **options):
     Returns:
         tf.function (images float32 (N, H, W, C), target int32 (N,)) -> float32 (N, H, W, C), or (N, h, w, 1)
         for CAM methods. Traced once for all batch sizes. The score explained is the pre-activation logit of
-        unit `target`, -1 being the unit with the largest one; maps are signed and raw.
+        unit `target`, -1 being the unit with the largest one; maps are signed and raw, and lie on the film as
+        it was given, also where the model aligns it first.
 
     Raises:
         ValueError: unknown method or option, or a model that the method cannot read.
@@ -97,6 +106,8 @@ def detailed_explainer(model, method, upsample=False, **options):
             )
     graph.require_functional(model)
     explain = METHODS[method](model, **options)
+    if method in _OF_FEATURES:
+        explain = evidence.in_film_frame(model, explain, upsample)
     signature = [
         tf.TensorSpec([None, *model.inputs[0].shape[1:]], tf.float32, name="images"),
         tf.TensorSpec([None], tf.int32, name="target"),

@@ -8,8 +8,8 @@ from kxray.explain.attribution import detailed_explainer
 from kxray.explain.graph import called_with
 from kxray.explain.head import logit_layer
 
-# What these methods show of -z is not what they show of z with its sign turned.
-_RECTIFIED = ("guided_backprop", "grad_cam_pp", "layer_cam", "rap")
+# What these methods show of -z (evidence: its box) is not what they show of z with its sign turned.
+_RECTIFIED = ("guided_backprop", "grad_cam_pp", "layer_cam", "rap", "evidence")
 
 
 def binary_explainer(model, method, **options):

@@ -15,12 +15,16 @@ __all__ = [
     "backbone_stages",
     "build",
     "check_backbone",
+    "copy_aligner",
     "fetch_imagenet",
     "freeze_backbone",
     "load",
+    "load_aligner",
     "load_backbone_weights",
     "names",
+    "set_masks",
     "weights_digest",
+    "with_evidence",
 ]
 
 
@@ -158,6 +162,46 @@ def freeze_backbone(model) -> None:
         layer.trainable = False
 
 
+def set_masks(model, masks) -> None:
+    """Gives a `masked_densenet` the probability masks of its diseases.
+
+    Args:
+        model: `build("masked_densenet", ...)`, not with masking "none".
+        masks: `kxray.data.masks.DiseaseMasks` with the model's labels in the model's order, or a float array
+            (L, m, m) in [0, 1], upright in the aligned frame; resized to the grid that the model keeps.
+
+    Raises:
+        ValueError: a model without attention, another number of masks, or values outside [0, 1].
+    """
+    from kxray.models import masked_densenet
+
+    masked_densenet.set_masks(model, masks)
+
+
+def with_evidence(model, size=None):
+    """A model that shows what a model saw for each label; it shares all of its layers and weights.
+
+    Args:
+        model: `build("masked_densenet", ...)` of any masking; any functional model whose logits are those of
+            linear dense layers on globally averaged features gives its class activation maps.
+        size: (H', W') of `evidence`; None: that of `evidence_aligned`.
+
+    Returns:
+        keras.Model from films (N, H, W, 1) to a dict of float32 tensors: `probabilities` (N, L); `logits`
+        (N, L); `evidence_aligned` (N, h, w, L), signed, on the grid of the largest tapped stage: its mean
+        over the places, plus a bias, is the logit (of several stages where the sides of their grids divide
+        each other); `evidence` (N, H', W', L), the same in the film's frame, 0 where the aligned film does
+        not reach; `aligned` (N, H, W, 1); `pose` (N, 4), rotation in radians, log scale, shift right and down
+        in widths; `confidence` (N,). Without alignment `aligned` is the film, `pose` 0 and `confidence` 1.
+
+    Raises:
+        ValueError: a model whose logits come from something else.
+    """
+    from kxray.models import masked_densenet
+
+    return masked_densenet.with_evidence(model, size)
+
+
 def load(path):
     """Reads a trained model with its contract.
 
@@ -191,3 +235,50 @@ def load(path):
     except (ValueError, OSError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise ValueError(f"{model_path}: not a readable .keras file: {str(error).splitlines()[0]}") from error
     return model, ModelSpec.read(spec_path)
+
+
+def load_aligner(path):
+    """Reads a trained aligner.
+
+    Args:
+        path: a run folder of `training.fit align` (holding model.keras), or a .keras file.
+
+    Returns:
+        keras.Model from films to {"aligned", "pose", "confidence"}; its layer "align" is a
+        `kxray.layers.SimilarityAlign`.
+
+    Raises:
+        FileNotFoundError: nothing there.
+        ValueError: not a Keras file, or not an aligner.
+    """
+    import keras
+
+    from kxray.models import aligner
+
+    path = Path(path)
+    model_path = path / "model.keras" if path.is_dir() else path
+    if not model_path.is_file():
+        raise FileNotFoundError(
+            f"{path}: no aligner there; give a run folder of training.fit align or a .keras file"
+        )
+    try:
+        model = keras.saving.load_model(model_path, compile=False)
+    except (ValueError, OSError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{model_path}: not a readable .keras file: {str(error).splitlines()[0]}") from error
+    aligner.check(model, model_path)
+    return model
+
+
+def copy_aligner(aligner, model) -> None:
+    """Gives the layer "align" of a model the weights of a trained aligner, template and limits with them.
+
+    Args:
+        aligner: what `load_aligner` gives.
+        model: keras.Model with a `kxray.layers.SimilarityAlign` named "align", of any film size.
+
+    Raises:
+        ValueError: one of them has no such layer, or the layers differ in size, width or steps.
+    """
+    from kxray.models import aligner as aligners
+
+    aligners.copy_weights(aligner, model)

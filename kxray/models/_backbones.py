@@ -1,4 +1,4 @@
-"""Networks for images as backbones: those of `keras.applications`, and AlexNet; flat, with named stages."""
+"""Networks for images as backbones: those of `keras.applications`, AlexNet, and a small DenseNet; flat."""
 
 import dataclasses
 import difflib
@@ -25,6 +25,8 @@ _GREY_PREPROCESSING = {
     "torch": (1 / _GREY_DEVIATION, -_GREY_MEAN / _GREY_DEVIATION),
     "caffe": (255.0, -255.0 * _GREY_MEAN),
 }
+# What the layers of heads, and those before the backbone, are called.
+_NOT_OF_THE_BACKBONE = ("logits", "layer_relevance", "attend_", "align")
 # A stage ends where the side of the maps falls below this share of the side that it began with.
 _STAGE_SHRINKS = 0.7
 # Of the moving statistics where they are trained. Keras's own 0.99 forgets its starting values in hundreds of
@@ -37,7 +39,7 @@ class Backbone:
     """A network and what a builder must know of it.
 
     Args:
-        application: its name in `keras.applications`; "AlexNet" is ours.
+        application: its name in `keras.applications`; "AlexNet" and "SmallDenseNet" are ours.
         preprocessing: what its ImageNet weights were trained on: "tf" pixels in [-1, 1], "torch" each colour
             less its mean, over its deviation, "caffe" pixels in [0, 255] less the mean of each channel,
             "raw" pixels in [0, 255], which the network itself rescales.
@@ -53,6 +55,7 @@ class Backbone:
 
 
 _DENSENET_STAGES = {"block1": "pool2_relu", "block2": "pool3_relu", "block3": "pool4_relu", "block4": "relu"}
+_SMALL_DENSENET_STAGES = {f"block{number}": f"block{number}_relu" for number in range(1, 5)}
 _XCEPTION_STAGES = {
     "block2": "block3_sepconv1_act",
     "block3": "block4_sepconv1_act",
@@ -76,6 +79,7 @@ BACKBONES = {
     "resnet50": Backbone("ResNet50", "caffe", stages=_resnet_stages(3, 4, 6, 3)),
     "resnet152": Backbone("ResNet152", "caffe", stages=_resnet_stages(3, 8, 36, 3)),
     "xception": Backbone("Xception", "tf", 71, _XCEPTION_STAGES),
+    "small_densenet": Backbone("SmallDenseNet", "torch", stages=_SMALL_DENSENET_STAGES),
     # conv1 and three poolings leave one pixel of 63.
     "alexnet": Backbone("AlexNet", "torch", 63),
     **_family("caffe", "ResNet101 VGG16 VGG19"),
@@ -140,7 +144,7 @@ def features(name, film, taps):
 
     Args:
         name: of a backbone with stages.
-        film: keras.Input (N, H, W, C), in [0, 1], bone bright.
+        film: symbolic (N, H, W, C), in [0, 1], bone bright.
         taps: names of stages.
 
     Returns:
@@ -150,12 +154,17 @@ def features(name, film, taps):
     """
     import keras
 
+    from kxray.models import _small_densenet
+
     backbone = find(name, tapped=True)
     scale, offset = _GREY_PREPROCESSING[backbone.preprocessing]
     x = keras.layers.Rescaling(scale, offset, name="pixel_range")(film)
-    network = getattr(keras.applications, backbone.application)(
-        include_top=False, weights=None, input_tensor=x
-    )
+    if backbone.application == "SmallDenseNet":
+        network = _small_densenet.network(x)
+    else:
+        network = getattr(keras.applications, backbone.application)(
+            include_top=False, weights=None, input_tensor=x
+        )
     name_unnamed(network)
     return {stage: network.get_layer(backbone.stages[stage]).output for stage in taps}
 
@@ -198,6 +207,10 @@ def network(name, x):
         from kxray.models import alexnet
 
         return alexnet.features(x)
+    if backbone.application == "SmallDenseNet":
+        from kxray.models import _small_densenet
+
+        return _small_densenet.network(x).outputs[0]
     pooling = "avg" if backbone.application.startswith("ConvNeXt") else None
     made = getattr(keras.applications, backbone.application)(
         include_top=False, weights=None, input_tensor=x, input_shape=tuple(x.shape[1:]), pooling=pooling
@@ -245,11 +258,11 @@ def feature_count(name) -> int:
 
 
 def weighted_layers(model):
-    """Name -> layer for the backbone layers of a model that hold weights; heads are left out."""
+    """Name -> layer for the backbone layers of a model that hold weights; heads and aligners are left out."""
     return {
         layer.name: layer
         for layer in model.layers
-        if layer.weights and not layer.name.startswith(("logits", "layer_relevance"))
+        if layer.weights and not layer.name.startswith(_NOT_OF_THE_BACKBONE)
     }
 
 

@@ -145,10 +145,14 @@ def fetch(application) -> Path:
 
     Raises:
         ValueError: a wrong checksum, or no file and no network; the line says which file to fetch and where
-            to put it.
+            to put it. Or a network of ours that nobody trained on ImageNet.
     """
     import keras
 
+    if application not in _FILES:
+        raise ValueError(
+            f"imagenet: nobody trained {application} on it; start from a run or a .keras file, or at random"
+        )
     name, address, checksum = file_of(application)
     folder = os.environ.get(FOLDER_VARIABLE)
     if folder:

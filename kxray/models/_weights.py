@@ -75,6 +75,8 @@ def digest(model) -> str:
 
 def _trained_weights(name, source) -> dict:
     """Layer name -> its weights, as arrays."""
+    import keras
+
     backbone = find(name)
     path = _imagenet_files.fetch(backbone.application) if source == "imagenet" else Path(source)
     if not path.exists():
@@ -96,6 +98,8 @@ def _trained_weights(name, source) -> dict:
             return alexnet.from_state_dict(arrays)
         except ValueError as error:
             raise ValueError(f"{path}: weights of alexnet: {error}") from error
+    if not hasattr(keras.applications, backbone.application):
+        raise ValueError(f"{source}: {name} starts from a run folder or a .keras file, or at random")
     return _of_application(name, path)
 
 

@@ -61,7 +61,7 @@ def films():
 
 
 def test_the_names_of_the_contract():
-    assert {*PIXEL_METHODS, *CAM_METHODS, "multiscale_cam"} == set(explain.METHODS)
+    assert {*PIXEL_METHODS, *CAM_METHODS, "multiscale_cam", "evidence"} == set(explain.METHODS)
     for method, build in explain.METHODS.items():
         assert [*inspect.signature(build).parameters][0] == "model", method
         assert inspect.getdoc(build), method

@@ -12,7 +12,11 @@ import pytest
 import kxray
 from kxray.models import _backbones, _imagenet_files
 
-APPLICATIONS = [backbone.application for backbone in _backbones.BACKBONES.values()]
+# Ours, which nobody trained on ImageNet.
+UNTRAINED = ["small_densenet"]
+APPLICATIONS = [
+    backbone.application for name, backbone in _backbones.BACKBONES.items() if name not in UNTRAINED
+]
 OF_KERAS = [application for application in APPLICATIONS if application != "AlexNet"]
 
 
@@ -40,7 +44,9 @@ def test_every_backbone_has_its_file_and_every_image_model_of_keras_its_name():
     assert in_keras - set(OF_KERAS) <= {"KerasHub"}
     assert kxray.models.backbone_names() == list(_backbones.BACKBONES)
     for name, backbone in _backbones.BACKBONES.items():
-        assert name == backbone.application.lower()
+        assert name.replace("_", "") == backbone.application.lower()
+        if name in UNTRAINED:
+            continue
         file, address, _ = _imagenet_files.file_of(backbone.application)
         assert address.startswith("https://") and file.endswith((".h5", ".pth"))
 

@@ -29,6 +29,16 @@ TABLE = [
     ("dense_2", (1,), 65),
 ]
 
+# Every model of the registry, small.
+EVERY = {
+    "aligner": {"image_size": (64, 64), "size": 32},
+    "alexnet": {"image_size": (64, 64), "num_labels": 2},
+    "masked_densenet": {"image_size": (64, 64), "backbone": "small_densenet", "taps": 2, "align_size": 32},
+    "multiscale_densenet": {"image_size": (64, 64), "backbone": "small_densenet"},
+    "transfer": {"image_size": (64, 64), "backbone": "mobilenetv3small"},
+    "view_cnn": {},
+}
+
 
 @pytest.fixture(scope="module")
 def view_cnn():
@@ -98,6 +108,36 @@ def in_a_fresh_process(code, *arguments):
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()[-1]
+
+
+def test_every_model_answers_alike_in_a_fresh_process(images, tmp_path):
+    expected = {}
+    for name in kxray.models.names():
+        model = kxray.models.build(name, **EVERY[name])
+        model.save(tmp_path / f"{name}.keras")
+        answer = model(images)
+        for key, value in (answer if isinstance(answer, dict) else {"": answer}).items():
+            expected[f"{name}/{key}"] = value.numpy()
+    np.save(tmp_path / "images.npy", images)
+    code = """
+        import pathlib, sys
+        import kxray
+        import keras
+        import numpy as np
+        folder = pathlib.Path(sys.argv[1])
+        images, answers = np.load(folder / "images.npy"), {}
+        for path in folder.glob("*.keras"):
+            answer = keras.saving.load_model(path)(images)
+            for key, value in (answer if isinstance(answer, dict) else {"": answer}).items():
+                answers[f"{path.stem}/{key}"] = value.numpy()
+        np.savez(folder / "answers.npz", **answers)
+        print("done")
+    """
+    assert in_a_fresh_process(code, tmp_path) == "done"
+    answers = np.load(tmp_path / "answers.npz")
+    assert set(answers) == set(expected)
+    for key, value in expected.items():
+        np.testing.assert_allclose(answers[key], value, atol=1e-5, err_msg=key)
 
 
 def test_a_saved_run_loads_after_import_kxray_alone(view_cnn, images, tmp_path):
