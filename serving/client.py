@@ -120,7 +120,9 @@ class Explanation:
         stage_maps: float32 (S, h, w), each stage's own map before weighting, signed and raw: `heatmap` is the
             sum over the stages of relevance_weights * stage_maps.
         pixelwise: whether the map has a value for each pixel of the network's input.
-        details: what else the method computed, by name: `completeness_error` of integrated_gradients.
+        details: what else the method computed, by name: `completeness_error` of integrated_gradients; of
+            evidence `box` (x, y, width, height in pixels of the film), `evidence_aligned`, and where the
+            model aligns its films `pose` and `alignment_confidence`.
     """
 
     heatmap: np.ndarray
@@ -227,7 +229,8 @@ class Client:
                 method or "",
                 prediction,
                 *_stages(outputs),
-                pixelwise=heatmap.shape == self._specs[version].image_size,
+                # Evidence is as smooth as its features, whatever the grid that it comes on.
+                pixelwise=heatmap.shape == self._specs[version].image_size and "box" not in outputs,
                 details={name: value[0] for name, value in outputs.items() if name not in _NAMED},
             )
 

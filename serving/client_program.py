@@ -70,7 +70,7 @@ def predict(client, as_json, films, picture, method, label):
     full colour, and the value it stands for is written down (in the caption, and in the PNG's Description). A
     map with a value for every pixel (gradients, lrp, rap) has full colour from its 99.5th percentile on: a
     few pixels stand out of it. A multi-scale model adds a panel for each of its stages, with the stage's
-    relevance weight for that label.
+    relevance weight for that label. Evidence comes with a yellow box around what speaks most for the label.
     """
     if picture and len(films) > 1:
         raise ValueError(f"--explain takes one film, got {len(films)}")

@@ -8,6 +8,7 @@ from kxray.io.overlay import overlay
 # Longer side of a panel where there are several: captions need room, and maps have few points.
 _MIN_PANEL, _MAX_PANEL = 320, 1024
 _INK = (235, 235, 235)
+_BOX_INK = (255, 220, 60)
 # Of absolute values: from here on pixelwise maps, of which a few pixels stand out, have full colour.
 _PERCENTILE = 99.5
 
@@ -17,6 +18,7 @@ def draw(pixels, explanation) -> Image.Image:
 
     Every map is divided by its own largest absolute value, so that 0 stays grey and signs are kept; a map
     with a value for every pixel by the 99.5th percentile of its absolute values, and cut off at full colour.
+    Where the explanation has a box, its outline is drawn in yellow.
 
     Args:
         pixels: float (H, W) in [0, 1], bone bright.
@@ -29,7 +31,9 @@ def draw(pixels, explanation) -> Image.Image:
     """
     if not explanation.stage_names:
         full = _full_colour(explanation)
-        return Image.fromarray(overlay(pixels, np.clip(explanation.heatmap, -full, full)))
+        picture = Image.fromarray(overlay(pixels, np.clip(explanation.heatmap, -full, full)))
+        _draw_box(picture, explanation.details.get("box"))
+        return picture
     film = _panel_film(np.asarray(pixels, np.float32))
     rows = zip(explanation.stage_names, explanation.relevance_weights, explanation.stage_maps, strict=True)
     panels = [
@@ -42,14 +46,34 @@ def draw(pixels, explanation) -> Image.Image:
 
 
 def describe(explanation) -> str:
-    """What `draw` shows, in one line: the label, the peaks that full colour stands for, the weights."""
+    """What `draw` shows, in one line: the label, the peaks that full colour stands for, weights, the box."""
     whole = f"for (red) and against (blue) {explanation.explained_label}; peak {_peak(explanation.heatmap)}"
     if explanation.pixelwise and not explanation.stage_names:
         whole += f", full colour from {_full_colour(explanation):.6g} (99.5th percentile of absolute values)"
     rows = zip(explanation.stage_names, explanation.relevance_weights, explanation.stage_maps, strict=True)
-    return "; ".join(
-        [whole, *(f"{name}: weight {weight:.6g}, peak {_peak(values)}" for name, weight, values in rows)]
-    )
+    stages = [f"{name}: weight {weight:.6g}, peak {_peak(values)}" for name, weight, values in rows]
+    return "; ".join([whole, *stages, *_placed(explanation.details)])
+
+
+def _placed(details):
+    """Of the box and the alignment, where there are some."""
+    if "box" in details:
+        x, y, width, height = (f"{side:.6g}" for side in details["box"])
+        yield f"box {width} x {height} pixels at {x}, {y}" if details["box"][2] > 0 else "no box"
+    if "alignment_confidence" in details:
+        confidence = float(details["alignment_confidence"])
+        yield f"alignment confidence {confidence:.2f}" + (" (not a chest as expected)" * (confidence < 0.5))
+
+
+def _draw_box(picture, box):
+    if box is None or not box[2] > 0:
+        return
+    x, y, width, height = map(float, box)
+    thickness = max(1, round(max(picture.size) / 300))
+    left, top = round(x), round(y)
+    # The last pixels inside: at least one.
+    right, bottom = max(left, round(x + width) - 1), max(top, round(y + height) - 1)
+    ImageDraw.Draw(picture).rectangle([left, top, right, bottom], outline=_BOX_INK, width=thickness)
 
 
 def _full_colour(explanation):

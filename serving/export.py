@@ -3,7 +3,8 @@
     python -m serving.export RUN --to saved_models/NAME [--explain grad_cam,lrp:composite=epsilon_plus,rap]
 
 Unless told otherwise it exports the explanations that suit the model (`kxray.explain.default_methods`):
-multiscale_cam where its stages vote through a LayerRelevance layer, and grad_cam.
+evidence where it attends to diseases or aligns its films, else multiscale_cam where its stages vote through
+a LayerRelevance layer; and grad_cam.
 """
 
 import contextlib
@@ -285,7 +286,7 @@ def _publish(unfinished: Path, to: Path) -> Path:
     "--explain",
     multiple=True,
     metavar="METHOD[:OPTION=VALUE]...[,METHOD...]",
-    show_default="multiscale_cam where the model's stages vote, and grad_cam",
+    show_default="evidence or multiscale_cam where they suit the model, and grad_cam",
     help="Explanation methods; each answers as `explain_METHOD`, the first one also as `explain`.",
 )
 def main(run, to, explain):

@@ -3,6 +3,7 @@
 import tensorflow as tf
 
 from kxray.explain import PREDICTED, binary_explainer, detailed_explainer
+from kxray.explain.evidence import aligns_films
 from kxray.explain.head import with_logits
 from kxray.io.film import MAX_PIXELS, MAX_SIDE, MIN_SIDE
 from kxray.layers.film_input import film_input
@@ -39,8 +40,12 @@ def endpoints(model, spec, methods):
         multiscale_cam `stage_maps` float32 (N, S, h, w), the map of each of S stages before weighting,
         `relevance_weights` float32 (N, S) and `stage_names` string (N, S), shallow to deep, so that
         heatmap = sum over S of relevance_weights * stage_maps; integrated_gradients `completeness_error`
-        float32 (N,). CAM methods give maps at the resolution of their features, pixel methods (gradients,
-        lrp, rap) at that of the network's input. Prediction and explanation share one forward pass;
+        float32 (N,); evidence `box` float32 (N, 4): x, y of the upper left corner, width and height in pixels
+        of the film sent (0 where nothing speaks for the label), `evidence_aligned` float32 (N, h, w), and of
+        a model that aligns its films `pose` float32 (N, 4) and `alignment_confidence` float32 (N,), below 0.5
+        where the film is no chest that could be aligned. CAM methods give maps at the resolution of their
+        features, pixel methods (gradients, lrp, rap) and evidence at that of the network's input; all of them
+        lie on the film as it was sent. Prediction and explanation share one forward pass;
         `describe` (no input): `spec` string (1,), its JSON, `labels` string (1, L), and `explanations` string
         (1, M), the methods with their options as text, in the order of `methods`.
 
@@ -51,6 +56,7 @@ def endpoints(model, spec, methods):
     prepare = film_input(spec)
     height, width = spec.image_size
     run = with_logits(model)
+    aligns = aligns_films(model)
     labels = tf.constant(spec.labels)
     films = tf.TensorSpec([None], tf.string, name="image_bytes")
     pixel_batch = tf.TensorSpec([None, None, None, 1], tf.float32, name="pixels")
@@ -59,13 +65,22 @@ def endpoints(model, spec, methods):
     # Shared by the signatures as one function each, so that the saved graph holds it once.
     @tf.function(input_signature=[films], autograph=False)
     def network_input(image_bytes):
+        """Films as the network takes them, float32 (N, h, w, 1), and their own height and width (N, 2)."""
+
+        def read(film):
+            decoded = _decode_film(film[1], film[0])
+            return prepare(decoded[None])[0], tf.shape(decoded)[:2]
+
         count = tf.shape(image_bytes)[0]
         with tf.control_dependencies([_require(count > 0, "the batch is empty: send at least one film")]):
             numbered = (tf.range(count), tf.identity(image_bytes))
         return tf.map_fn(
-            lambda film: prepare(_decode_film(film[1], film[0])[None])[0],
+            read,
             numbered,
-            fn_output_signature=tf.TensorSpec((height, width, 1), tf.float32),
+            fn_output_signature=(
+                tf.TensorSpec((height, width, 1), tf.float32),
+                tf.TensorSpec((2,), tf.int32),
+            ),
             parallel_iterations=4,
         )
 
@@ -85,7 +100,7 @@ def endpoints(model, spec, methods):
         }
 
     def serving_default(image_bytes):
-        return answer(network(network_input(image_bytes)))[1]
+        return answer(network(network_input(image_bytes)[0]))[1]
 
     def predict_pixels(pixels):
         with tf.control_dependencies(_pixel_checks(pixels)):
@@ -103,8 +118,10 @@ def endpoints(model, spec, methods):
         @tf.function(input_signature=[films, label_batch], autograph=False)
         def explain(image_bytes, label):
             with tf.control_dependencies(_label_checks(image_bytes, label, spec)):
-                images = network_input(tf.identity(image_bytes))
+                images, sizes = network_input(tf.identity(image_bytes))
             found = dict(explain_images(images, label))
+            if "box" in found:
+                found = _evidence(found, sizes, aligns)
             top, outputs = answer(found.pop("logits"))
             chosen = tf.where(label == PREDICTED, top, label)
             found["heatmap"] = tf.reduce_sum(found["heatmap"], axis=-1)
@@ -128,6 +145,14 @@ def endpoints(model, spec, methods):
     for name, explanation in {"explain": first, **named}.items():
         signatures[name] = (_endpoint(explanation), [films, label_batch])
     return signatures | {"describe": (describe, [])}
+
+
+def _evidence(found, sizes, aligns):
+    """What `explain_evidence` calls its own: the box in pixels of the films sent; nothing of no alignment."""
+    height, width = tf.unstack(tf.cast(sizes, tf.float32), axis=-1)
+    found = {**found, "box": found["box"] * tf.stack([width, height, width, height], axis=-1)}
+    pose, confidence = found.pop("pose"), found.pop("confidence")
+    return {**found, "pose": pose, "alignment_confidence": confidence} if aligns else found
 
 
 def _endpoint(explanation):

@@ -13,8 +13,8 @@ from serving.client import Client, Explanation, ServingError, SignatureNotFound
 from serving.client_program import main
 from serving.export import export_model
 
-# The stages of multiscale_cam have a file of their own.
-METHODS = tuple(name for name in kxray.explain.METHODS if name != "multiscale_cam")
+# The stages of multiscale_cam and the boxes of evidence have files of their own.
+METHODS = tuple(name for name in kxray.explain.METHODS if name not in ("multiscale_cam", "evidence"))
 CAMS = ("cam", "grad_cam", "grad_cam_pp", "layer_cam", "hires_cam")
 # One of each kind; every method more costs seconds to trace, optimise and load.
 KINDS = ("grad_cam", "integrated_gradients", "guided_backprop", "lrp", "rap")
