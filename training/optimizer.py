@@ -1,4 +1,4 @@
-"""AdamW that trains every variable at its own rate, and from its own step on."""
+"""The rate of a run, and AdamW that trains every variable at its own rate, and from its own step on."""
 
 import keras
 from keras import ops
@@ -78,3 +78,23 @@ def stage_rates(model, stages, backbone_rate=0.1, stage_decay=1.0, unfreeze_step
             factors[variable.path] = backbone_rate * stage_decay**depth
             first_steps[variable.path] = (depth + 1) * unfreeze_steps
     return factors, first_steps
+
+
+def warm_cosine(recipe, steps):
+    """The rate of a run: it rises from 0, then falls to 0 by half a cosine; or stays, as the recipe says.
+
+    Args:
+        recipe: its options learning_rate (the highest), learning_rate_decay ("cosine" or "none"), warmup
+            (share of the run) and epochs.
+        steps: batches an epoch.
+
+    Returns:
+        A schedule of Keras, or the rate itself.
+    """
+    if recipe.learning_rate_decay != "cosine":
+        return recipe.learning_rate
+    run = recipe.epochs * steps
+    warmup = max(1, round(recipe.warmup * run))
+    return keras.optimizers.schedules.CosineDecay(
+        0.0, max(1, run - warmup), warmup_target=recipe.learning_rate, warmup_steps=warmup
+    )

@@ -33,7 +33,7 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-from training import findings
+from training import augmentation, findings
 from training.classifier import ClassifierOptions, fit_classifier
 from training.options import option
 from training.task import ClassifierTask
@@ -151,29 +151,10 @@ def task_of(recipe) -> ClassifierTask:
     def optimizer(steps, model):
         import keras
 
-        rate, run = recipe.learning_rate, recipe.epochs * steps
-        if recipe.learning_rate_decay == "cosine":
-            warmup = max(1, round(recipe.warmup * run))
-            rate = keras.optimizers.schedules.CosineDecay(
-                0.0, max(1, run - warmup), warmup_target=recipe.learning_rate, warmup_steps=warmup
-            )
+        from training.optimizer import warm_cosine
+
+        rate = warm_cosine(recipe, steps)
         return keras.optimizers.AdamW(rate, weight_decay=recipe.weight_decay, global_clipnorm=1.0)
-
-    def augment():
-        from kxray.layers import RandomAffine, RandomDihedral, RandomExposure
-
-        mirrored = () if recipe.flips != "dihedral" else (RandomDihedral(dtype="float32"),)
-        moved = RandomAffine(
-            recipe.rotation,
-            recipe.shift,
-            recipe.shift,
-            0.0,
-            recipe.zoom,
-            horizontal_flip=recipe.flips == "horizontal",
-            dtype="float32",
-        )
-        exposed = RandomExposure(recipe.brightness, recipe.contrast, recipe.blur, dtype="float32")
-        return (*mirrored, moved, exposed)
 
     return ClassifierTask(
         name="multiscale_cam",
@@ -185,7 +166,7 @@ def task_of(recipe) -> ClassifierTask:
         image_size=(side, side),
         build=build,
         optimizer=optimizer,
-        augment=augment,
+        augment=lambda: augmentation.film_layers(recipe),
         min_side=SMALLEST_FILM,
         test_time_flips=recipe.flips if recipe.test_time_flips else "none",
     )

@@ -29,7 +29,7 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-from training import findings, shell
+from training import augmentation, findings, shell
 from training.classifier import ClassifierOptions, fit_classifier
 from training.options import option
 from training.task import ClassifierTask
@@ -175,14 +175,9 @@ def task_of(recipe) -> ClassifierTask:
     def optimizer(steps, model):
         import keras
 
-        from training.optimizer import StagedAdamW, stage_rates
+        from training.optimizer import StagedAdamW, stage_rates, warm_cosine
 
-        rate, run = recipe.learning_rate, recipe.epochs * steps
-        if recipe.learning_rate_decay == "cosine":
-            warmup = max(1, round(recipe.warmup * run))
-            rate = keras.optimizers.schedules.CosineDecay(
-                0.0, max(1, run - warmup), warmup_target=recipe.learning_rate, warmup_steps=warmup
-            )
+        rate = warm_cosine(recipe, steps)
         own = {"weight_decay": recipe.weight_decay, "global_clipnorm": 1.0}
         if frozen:
             return keras.optimizers.AdamW(rate, **own)
@@ -194,22 +189,6 @@ def task_of(recipe) -> ClassifierTask:
             recipe.unfreeze_epochs * steps,
         )
         return StagedAdamW(rate, factors, first_steps, **own)
-
-    def augment():
-        from kxray.layers import RandomAffine, RandomDihedral, RandomExposure
-
-        mirrored = () if recipe.flips != "dihedral" else (RandomDihedral(dtype="float32"),)
-        moved = RandomAffine(
-            recipe.rotation,
-            recipe.shift,
-            recipe.shift,
-            0.0,
-            recipe.zoom,
-            horizontal_flip=recipe.flips == "horizontal",
-            dtype="float32",
-        )
-        exposed = RandomExposure(recipe.brightness, recipe.contrast, recipe.blur, dtype="float32")
-        return (*mirrored, moved, exposed)
 
     def told(spec):
         model = made(spec)
@@ -231,7 +210,7 @@ def task_of(recipe) -> ClassifierTask:
         image_size=(side, side),
         build=build,
         optimizer=optimizer,
-        augment=augment,
+        augment=lambda: augmentation.film_layers(recipe),
         min_side=SMALLEST_FILM,
         test_time_flips=recipe.flips if recipe.test_time_flips else "none",
         frozen_features=frozen,
