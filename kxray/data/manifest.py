@@ -5,6 +5,7 @@ CSV, so that a folder can be moved. Text columns hold `""` where nothing is know
 holds a list of `{"finding", "x", "y", "width", "height"}` in pixels of the film file, origin top left.
 """
 
+import collections
 import csv
 import gzip
 import json
@@ -24,6 +25,9 @@ METADATA_COLUMNS = (
     *(*TEXT_COLUMNS, "boxes", "masks", "position", "age", "sex", "follow_up", "study_id", "source", "group"),
     *("angle", "rotation", "scale", "shift_x", "shift_y", "spacing", "heart_ratio"),
     *("calibre", "calibre_px", "size_px"),
+    # Of aligned films; what the source called so itself keeps a longer name.
+    *("aligned", "confidence", "source_path"),
+    *("source_rotation", "source_scale", "source_shift_x", "source_shift_y"),
 )
 MOST_SHOWN = 20
 _PROBLEM_COLUMNS = ("row", "path", "column", "problem")
@@ -133,12 +137,15 @@ def as_manifest(table: pd.DataFrame, *, folder=None, findings: Sequence[str] | N
         result.insert(1, "patient_id", "")
     for name in TEXT_COLUMNS:
         if name in result.columns:
-            result[name] = pd.Series([_text(value) for value in result[name]], index=result.index, dtype=str)
+            result[name] = pd.Series(_texts(result[name]), index=result.index, dtype=str)
     base = os.path.abspath(folder or "")
-    paths = [os.path.normpath(os.path.join(base, path)) if path else "" for path in result["path"]]
+    paths = [
+        path if not path or is_normal(path) else os.path.normpath(os.path.join(base, path))
+        for path in result["path"].tolist()
+    ]
     result["path"] = pd.Series(paths, index=result.index, dtype=str)
     if "boxes" in result.columns:
-        boxes = [_boxes_or_text(value) for value in result["boxes"]]
+        boxes = [_boxes_or_text(value) for value in result["boxes"].tolist()]
         result["boxes"] = pd.Series(boxes, index=result.index, dtype=object)
     if "masks" in result.columns:
 
@@ -205,6 +212,8 @@ def check_manifest(
                 what = f"unknown {name} {value!r}" if value else f"no {name}"
                 found.append((rows[i], paths[i], name, f"{what}; expected {' or '.join(allowed)}"))
     for name in finding_columns(table, findings):
+        if pd.api.types.is_float_dtype(table[name]):
+            continue
         for i, value in enumerate(table[name]):
             if _text(value).strip() not in _FINDING_VALUES:
                 found.append((rows[i], paths[i], name, f"{name} must be 0, 1 or empty, got {value!r}"))
@@ -288,7 +297,7 @@ def row_numbers(table: pd.DataFrame) -> list[int]:
 
 def _path_problems(table, rows):
     first = {}
-    for i, path in enumerate(table["path"]):
+    for i, path in enumerate(table["path"].tolist()):
         if not path:
             yield i, ("path", "path is empty")
         elif path in first:
@@ -326,26 +335,43 @@ def _text(value) -> str:
     return str(value)
 
 
+def _texts(column) -> list[str]:
+    """`_text` of every value."""
+    values = column.tolist()
+    return values if all(type(value) is str for value in values) else [_text(value) for value in values]
+
+
+def is_normal(path) -> bool:
+    """Whether a path is absolute and as `os.path.normpath` would write it: then nothing needs to be asked."""
+    return os.sep == "/" and path[:1] == "/" and "//" not in path and "/." not in path and path[-1] != "/"
+
+
 def _mostly_binary(column) -> bool:
     if pd.api.types.is_numeric_dtype(column):
         # A mistyped finding stays text, so a measured quantity is never taken for one.
         known = column.dropna()
         return len(known) > 0 and not pd.api.types.is_bool_dtype(column) and bool(known.isin([0, 1]).all())
-    known = [text for text in (_text(value).strip() for value in column) if text]
-    return 2 * sum(text in _FINDING_VALUES for text in known) > len(known)
+    # A finding has few values, and a long table many rows.
+    counts = collections.Counter(_texts(column))
+    known = [(text.strip(), count) for text, count in counts.items() if text.strip()]
+    binary = sum(count for text, count in known if text in _FINDING_VALUES)
+    return 2 * binary > sum(count for _, count in known)
 
 
 def _findings_or_text(column):
-    texts = [_text(value).strip() for value in column]
-    if all(text in _FINDING_VALUES for text in texts):
-        return pd.Series([_FINDING_VALUES[text] for text in texts], index=column.index, dtype="float64")
-    return pd.Series(texts, index=column.index, dtype=object)
+    if column.dtype == "float64" and column.dropna().isin([0, 1]).all():
+        return column
+    texts = _texts(column)
+    values = {text: _FINDING_VALUES.get(text.strip()) for text in set(texts)}
+    if None not in values.values():
+        return pd.Series([values[text] for text in texts], index=column.index, dtype="float64")
+    return pd.Series([text.strip() for text in texts], index=column.index, dtype=object)
 
 
 def _numbers_or_text(column):
     if pd.api.types.is_numeric_dtype(column):
         return column
-    texts = [_text(value) for value in column]
+    texts = _texts(column)
     known = [text for text in texts if text]
     if not known:
         return pd.Series(math.nan, index=column.index, dtype="float64")

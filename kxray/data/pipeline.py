@@ -196,6 +196,24 @@ def load_inputs(
     return NetworkInputs(paths, spec, pixels, errors, stream)
 
 
+def unread_inputs(paths, spec: ModelSpec, **stream) -> NetworkInputs:
+    """Films that are decoded at every use, none of which is read now: any number of them is ready at once.
+
+    Args:
+        paths: film files; an unreadable one is found, and named in a FilmError, when its batch is asked for.
+        spec: what the network takes.
+        **stream: `workers`, `dicom_reader`, `min_side` of `stream_inputs`.
+    """
+    return NetworkInputs(tuple(map(str, paths)), spec, None, {}, stream)
+
+
+def film_error(error) -> FilmError | None:
+    """What FilmError a TensorFlow error says that reading a batch ended in; None where it was another one."""
+    found = re.search(r"FilmError: (.+)", str(error))
+    name, _, problem = found[1].partition(": ") if found else ("", "", "")
+    return FilmError(name, problem) if found else None
+
+
 def _check_memory(shape):
     needed = 4 * int(np.prod(shape, dtype=np.int64))
     free = _available_memory()
@@ -275,6 +293,7 @@ def training_batches(
     augment=(),
     first_epoch=0,
     replicas=1,
+    boxes=None,
 ):
     """An endless dataset of shuffled, augmented batches that is a function of (seed, epoch, step) alone.
 
@@ -288,14 +307,16 @@ def training_batches(
         batch_size: films a batch; the last batch of an epoch may be smaller.
         seed: int.
         augment: layers with `num_draws` and `call(images, draws=)`, such as `kxray.layers.RandomAffine`,
-            applied in order.
+            applied in order. Those that move what a film shows have `move_boxes` as well.
         first_epoch: where to start.
         replicas: devices that share each batch. A batch that does not divide among them is filled up with
             films of weight 0, and its other weights are raised so that its mean loss stays what it was.
+        boxes: float32 (N, K, 4): up to K boxes a film, x, y, width, height in shares of its sides, NaN for
+            none. They move as their films do, and follow the targets as 4 K more columns.
 
     Returns:
         tf.data.Dataset of (float32 (B, h, w, 1) or what else `inputs` holds, (B, units), (B,)),
-        `steps_per_epoch` batches an epoch.
+        `steps_per_epoch` batches an epoch; with boxes the targets are (B, units + 4 K).
     """
     import tensorflow as tf
 
@@ -304,6 +325,8 @@ def training_batches(
     order = tf.constant(np.asarray(indices, np.int64))
     steps = steps_per_epoch(indices, batch_size)
     fetch = _fetcher(inputs, batch_size)
+    if boxes is not None:
+        boxes = tf.constant(np.asarray(boxes, np.float32))
 
     def one_epoch(epoch):
         shuffled = tf.random.experimental.stateless_shuffle(order, seed=tf.stack([seed, epoch]))
@@ -314,6 +337,8 @@ def training_batches(
 
     def prepare(step, batch):
         chosen, pixels = batch
+        targets = tf.gather(labels, chosen)
+        placed = None if boxes is None else tf.gather(boxes, chosen)
         if augment:
             counts = [layer.num_draws for layer in augment]
             draws = tf.random.stateless_uniform(
@@ -321,7 +346,12 @@ def training_batches(
             )
             for layer, own_draws in zip(augment, tf.split(draws, counts, axis=1), strict=True):
                 pixels = layer(pixels, draws=own_draws)
-        return _shared_out((pixels, tf.gather(labels, chosen), tf.gather(weights, chosen)), replicas)
+                if placed is not None and hasattr(layer, "move_boxes"):
+                    placed = layer.move_boxes(placed, own_draws, *inputs.shape[:2])
+        if placed is not None:
+            columns = tf.reshape(placed, (tf.shape(placed)[0], 4 * boxes.shape[1]))
+            targets = tf.concat([targets, columns], axis=1)
+        return _shared_out((pixels, targets, tf.gather(weights, chosen)), replicas)
 
     epochs = tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max)
     dataset = epochs.flat_map(one_epoch).map(prepare, num_parallel_calls=2)

@@ -33,6 +33,8 @@ NIH_FINDINGS = (
     "Pneumothorax",
 )
 NIH_BOX_SIDE = 1024
+# The collection's own patient split: which of its lists a film's name is in.
+NIH_SPLIT_LISTS = {"train_val_list.txt": "train", "test_list.txt": "test"}
 VIEW_OF_POSITION = {"PA": "frontal", "AP": "frontal", "LATERAL": "lateral", "LL": "lateral", "RL": "lateral"}
 LOOKED_FOR = (
     "a manifest.csv, a Data_Entry_2017*.csv (NIH), files/p10/p10000032/s50414267/* (MIMIC-CXR), "
@@ -186,6 +188,9 @@ def _read_nih(csv_path) -> pd.DataFrame:
     boxes = _nih_boxes(folder / "BBox_List_2017.csv", films)
     if boxes is not None:
         columns["boxes"] = [boxes.get(name, []) for name in entries["Image Index"]]
+    parts = _nih_parts(folder)
+    if parts is not None:
+        columns["split"] = [parts.get(name, "") for name in entries["Image Index"]]
     # The rows of the collection's own CSV stay the row numbers of every later message.
     table = pd.DataFrame(columns, index=entries.index)
     table = manifest.as_manifest(table, findings=[*NIH_FINDINGS, *extra])
@@ -194,6 +199,10 @@ def _read_nih(csv_path) -> pd.DataFrame:
         if absent
         else []
     )
+    unlisted = 0 if parts is None else int((table["split"] == "").sum())
+    if unlisted:
+        lists = " nor ".join(NIH_SPLIT_LISTS)
+        notes.append(f"{unlisted} films are neither in {lists}: the split of these lists is not used")
     table.attrs = {"source": "NIH ChestX-ray14", "notes": notes}
     return table
 
@@ -220,6 +229,24 @@ def _nih_boxes(csv_path, films):
         finding = "Infiltration" if finding == "Infiltrate" else finding
         boxes.setdefault(name, []).append({"finding": finding, **box})
     return boxes
+
+
+def _nih_parts(folder):
+    """The part of each film by the two lists beside the CSV, or None where one of them is missing."""
+    lists = {folder / name: part for name, part in NIH_SPLIT_LISTS.items()}
+    if not all(path.is_file() for path in lists):
+        return None
+    parts = {}
+    for path, part in lists.items():
+        try:
+            names = path.read_text(encoding="utf-8-sig").split()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path}: expected one film name a line, cannot be read: {error}") from None
+        twice = sorted(name for name in names if parts.get(name, part) != part)
+        if twice:
+            raise ValueError(f"{path}: {len(twice)} films are in both lists, such as {twice[0]}")
+        parts.update(dict.fromkeys(names, part))
+    return parts
 
 
 def _size_on_disk(path) -> tuple[int, int]:

@@ -83,6 +83,33 @@ class RandomAffine(keras.layers.Layer):
         zero = ops.zeros_like(a)
         return ops.stack([a, b, c, d, e, f, zero, zero], axis=1)
 
+    def move_boxes(self, boxes, draws, height, width):
+        """Where boxes are after `call` with these draws: the smallest upright box around each moved one.
+
+        Args:
+            boxes: float (N, K, 4): x, y (upper left), width, height in shares of the film's sides; NaN for
+                none, which stays none.
+            draws: float (N, 6), as for `call`.
+            height, width: of the films in pixels.
+
+        Returns:
+            float32 (N, K, 4); not cut off at the film's edges.
+        """
+        rows = self.transforms(draws, height, width)
+        a, b, c, d, e, f = (rows[:, index, None, None] for index in range(6))
+        boxes = ops.cast(boxes, "float32")
+        left, top = boxes[..., 0], boxes[..., 1]
+        right, bottom = left + boxes[..., 2], top + boxes[..., 3]
+        # Corners (N, K, 4) on the film as it was; the rows above lead there from the film as it becomes.
+        x = ops.stack([left, right, right, left], axis=-1) * width - 0.5 - c
+        y = ops.stack([top, top, bottom, bottom], axis=-1) * height - 0.5 - f
+        area = a * e - b * d
+        moved_x = ((e * x - b * y) / area + 0.5) / width
+        moved_y = ((a * y - d * x) / area + 0.5) / height
+        low_x, low_y = ops.min(moved_x, axis=-1), ops.min(moved_y, axis=-1)
+        sides = (ops.max(moved_x, axis=-1) - low_x, ops.max(moved_y, axis=-1) - low_y)
+        return ops.stack([low_x, low_y, *sides], axis=-1)
+
     def call(self, images, draws=None, training=True):
         if not training:
             return images

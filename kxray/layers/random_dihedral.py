@@ -31,6 +31,17 @@ class RandomDihedral(keras.layers.Layer):
         self.seed_generator = keras.random.SeedGenerator(seed)
         self.built = True
 
+    def move_boxes(self, boxes, draws, height, width):
+        """Where boxes (N, K, 4) are after `call` with these draws; see `RandomAffine.move_boxes`."""
+        chosen = ops.reshape(draws < 0.5, (-1, self.num_draws, 1))
+        x, y, across, down = (ops.cast(boxes[..., index], "float32") for index in range(4))
+        x = ops.where(chosen[:, 0], 1 - x - across, x)
+        y = ops.where(chosen[:, 1], 1 - y - down, y)
+        if height != width:
+            return ops.stack([x, y, across, down], axis=-1)
+        turned = chosen[:, 2, :, None]
+        return ops.where(turned, ops.stack([y, x, down, across], -1), ops.stack([x, y, across, down], -1))
+
     def call(self, images, draws=None, training=True):
         if not training:
             return images

@@ -133,3 +133,32 @@ def youden_thresholds(probabilities, truths, names):
         # In whole numbers, so that equally good ones are equal.
         thresholds[name] = float(candidates[np.argmax(cleared * positives - missed * negatives)])
     return thresholds
+
+
+def sensitivity_thresholds(probabilities, truths, names, sensitivity):
+    """For each finding, the highest threshold that finds a chosen share of the films that have it.
+
+    Args:
+        probabilities: float (N, L), calibrated, of held-out films.
+        truths: float (N, L): 1, 0 or NaN (unknown).
+        names: the L findings.
+        sensitivity: share in (0, 1].
+
+    Returns:
+        dict finding -> threshold in [0, 1], midway between two stated probabilities; 0.5 where no film has
+        the finding.
+    """
+    if not 0 < sensitivity <= 1:
+        raise ValueError(f"sensitivity must be above 0 and at most 1, got {sensitivity}")
+    probabilities, truths = np.asarray(probabilities, dtype=float), np.asarray(truths, dtype=float)
+    thresholds = {}
+    for index, name in enumerate(names):
+        found = np.sort(probabilities[truths[:, index] == 1, index])[::-1]
+        if not len(found):
+            thresholds[name] = 0.5
+            continue
+        # Tiny, so that 0.9 of 10 films are 9.
+        last = found[max(0, int(np.ceil(sensitivity * len(found) - 1e-9)) - 1)]
+        lower = probabilities[np.isfinite(truths[:, index]) & (probabilities[:, index] < last), index]
+        thresholds[name] = float((last + lower.max(initial=0.0)) / 2)
+    return thresholds

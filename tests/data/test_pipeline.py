@@ -10,7 +10,7 @@ from PIL import Image
 
 from kxray.data import pipeline
 from kxray.io import FilmError, encode_png16, read_image
-from kxray.layers import RandomAffine, film_input
+from kxray.layers import RandomAffine, RandomDihedral, film_input
 from kxray.spec import ModelSpec
 
 SPEC = ModelSpec("view_cnn", ("frontal", "lateral"), "binary", (12, 10))
@@ -279,3 +279,59 @@ def test_a_batch_is_filled_up_for_its_replicas_and_keeps_its_mean(paths, tmp_pat
     assert np.mean(losses * shared[2]) == pytest.approx(np.mean(losses[:3] * alone[2]))
     dataset = pipeline.training_batches(*arguments, np.arange(11), batch_size=4, seed=0, replicas=4)
     assert [len(weights) for _, _, weights in dataset.take(3)] == [4, 4, 4]
+
+
+def test_boxes_move_with_what_they_are_around():
+    """A bright rectangle on each film, and its box: wherever the film goes, the box is around it still."""
+    random, side = np.random.default_rng(2), 60
+    films, boxes = np.zeros((24, side, side, 1), np.float32), np.full((24, 2, 4), np.nan, np.float32)
+    for film, box in zip(films, boxes, strict=True):
+        x, y, width, height = *random.integers(22, 30, 2), *random.integers(6, 12, 2)
+        film[y : y + height, x : x + width] = 1
+        box[0] = np.array([x, y, width, height]) / side
+    motion = RandomAffine(15.0, 0.1, 0.08, 4.0, 0.2, horizontal_flip=True, dtype="float32")
+    dataset = pipeline.training_batches(
+        pipeline.ArrayInputs(films),
+        np.arange(24)[:, None],
+        np.ones(24),
+        np.arange(24),
+        batch_size=8,
+        seed=4,
+        augment=(RandomDihedral(dtype="float32"), motion),
+        boxes=boxes,
+    )
+    for pixels, targets, _ in dataset.take(6):
+        assert targets.shape[1] == 1 + 2 * 4
+        for film, target in zip(pixels.numpy()[..., 0], targets.numpy(), strict=True):
+            rows, columns = np.nonzero(film > 0.5)
+            x, y, width, height = target[1:5] * side
+            around = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+            np.testing.assert_allclose([x, y, x + width, y + height], around, atol=1.5)
+            assert np.isnan(target[5:]).all()
+
+
+def test_films_are_the_same_with_boxes_and_without(paths, tmp_path):
+    inputs = load(paths, "memory", tmp_path)
+    options = {"batch_size": 4, "seed": 3, "augment": (RandomAffine(dtype="float32"),)}
+    arguments = (inputs, np.zeros((len(paths), 1)), np.ones(len(paths)), np.arange(len(paths)))
+    plain = pipeline.training_batches(*arguments, **options)
+    boxed = pipeline.training_batches(*arguments, **options, boxes=np.zeros((len(paths), 1, 4)))
+    for one, other in zip(plain.take(3), boxed.take(3), strict=True):
+        np.testing.assert_array_equal(one[0], other[0])
+        np.testing.assert_array_equal(one[1], other[1][:, :1])
+
+
+def test_unread_films_are_read_when_their_batch_comes(paths, tmp_path, decoded):
+    unread = pipeline.unread_inputs(paths, SPEC)
+    assert not decoded and len(unread) == len(paths)
+    assert same(batches_of(unread, 3), batches_of(load(paths, "memory", tmp_path), 3))
+
+
+def test_an_unread_film_that_cannot_be_read_is_named(paths):
+    paths[5].write_bytes(b"no film")
+    unread = pipeline.unread_inputs(paths, SPEC)
+    with pytest.raises(tf.errors.OpError) as raised:
+        batches_of(unread, 3)
+    error = pipeline.film_error(raised.value)
+    assert isinstance(error, FilmError) and str(error).startswith(str(paths[5]))
+    assert pipeline.film_error(ValueError("something else")) is None

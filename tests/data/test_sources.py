@@ -64,6 +64,28 @@ def test_nih_findings_views_and_boxes_scaled_to_the_film_on_disk(tmp_path):
     assert same.equals(table)
 
 
+def test_nih_split_lists_become_the_split(tmp_path):
+    write_nih(tmp_path)
+    (tmp_path / "train_val_list.txt").write_text("00000002_000.png\n00000002_001.png\n00000009_000.png\n")
+    assert "split" not in sources.read_source(tmp_path).columns
+    (tmp_path / "test_list.txt").write_text("00000001_000.png\n")
+    table = sources.read_source(tmp_path)
+    assert table["split"].tolist() == ["test", "train", "train"]
+    assert len(table.attrs["notes"]) == 1
+
+
+def test_nih_split_lists_that_leave_films_out_or_say_two_things(tmp_path):
+    write_nih(tmp_path)
+    (tmp_path / "train_val_list.txt").write_text("00000002_000.png\n")
+    (tmp_path / "test_list.txt").write_text("00000001_000.png\n")
+    table = sources.read_source(tmp_path)
+    assert table["split"].tolist() == ["test", "train", ""]
+    assert "1 films are neither in" in table.attrs["notes"][-1]
+    (tmp_path / "test_list.txt").write_text("00000001_000.png\n00000002_000.png\n")
+    with pytest.raises(ValueError, match="1 films are in both lists, such as 00000002_000.png"):
+        sources.read_source(tmp_path)
+
+
 def test_nih_without_films_says_where_they_belong(tmp_path):
     write_nih(tmp_path)
     for path in tmp_path.rglob("*.png"):
