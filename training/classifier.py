@@ -62,8 +62,9 @@ class ClassifierOptions:
     deterministic: bool = option(False, "Bit-equal results on the same machine, a little slower.")
     cache: str = option(
         "memory",
-        "Where network inputs are kept between epochs.",
-        choices=("memory", "disk", "none"),
+        "Where network inputs are kept between epochs: in memory, on disk, or nowhere (none); stream also "
+        "reads no film before it is trained on, for collections that do not fit anywhere.",
+        choices=("memory", "disk", "none", "stream"),
     )
     workers: int | None = option(None, "Decoding workers; one a core by default.", low=1)
     dicom_reader: str = option(

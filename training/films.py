@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from kxray.io.files import replacing
-from training import findings
+from training import findings, streaming
 from training.task import SMALLEST_CLASS, ClassifierTask
 
 DEFAULT_PHANTOMS = 400
@@ -25,16 +25,17 @@ class RunFilms:
             `training_only` marks films that are never validated or tested on.
         inputs: `kxray.data.pipeline.NetworkInputs` of all films.
         labels: int (N,), positions in the task's labels; of findings float (N, L): 1, 0 or NaN (unknown).
-        features: float32 (N, F), what the no-anatomy baseline sees.
-        thumbnails: uint8 (N, 32, 32).
+        features: float32 (N, F), what the no-anatomy baseline sees; None where films are streamed, see
+            `training.streaming.measured`.
+        thumbnails: uint8 (N, 32, 32); None where films are streamed.
         notes: what a reader of the report should know.
     """
 
     table: pd.DataFrame
     inputs: object
     labels: np.ndarray
-    features: np.ndarray
-    thumbnails: np.ndarray
+    features: np.ndarray | None
+    thumbnails: np.ndarray | None
     notes: tuple[str, ...]
 
     @property
@@ -146,6 +147,14 @@ def load(recipe, task, folder, progress) -> tuple[ClassifierTask, RunFilms]:
     table = table.assign(training_only=False)
     row_numbers = data.manifest.row_numbers(table)
     table = pd.concat([table, *(extra.assign(training_only=True) for extra in extras)], ignore_index=True)
+
+    if recipe.cache == "stream":
+        if len(problems):
+            data.write_skipped(problems, folder / "skipped.csv")
+            notes.append(f"{len(problems)} broken rows were left out; skipped.csv lists them")
+        table, inputs, own_notes = streaming.unread(recipe, task, table)
+        labels = _labels_of(task, table, len(inputs))
+        return task, RunFilms(table, inputs, labels, None, None, (*notes, *own_notes))
 
     measured_path = folder / "work" / "measured.npz"
     measured = _Measurements(len(table))

@@ -5,6 +5,7 @@ import numpy as np
 from keras import layers, ops
 
 from kxray.layers import LayerRelevance
+from kxray.layers.disease_attention import DiseaseAttention
 
 # Without a cap, two films with a finding among a thousand would be the whole loss.
 LARGEST_WEIGHT = 20.0
@@ -63,7 +64,7 @@ def take_back_weights(model, weights) -> None:
 
     Args:
         model: whose layer `logits` is dense with a bias, or whose logits are those of a `LayerRelevance` over
-            dense layers `logits_<stage>`.
+            dense layers `logits_<stage>`; a `DiseaseAttention` counts as such a layer.
         weights: that it was trained with.
     """
     offsets = np.log(weights)
@@ -74,10 +75,10 @@ def take_back_weights(model, weights) -> None:
     heads = [
         layer
         for layer in model.layers
-        if isinstance(layer, layers.Dense) and layer.name.partition("_")[0] == "logits"
+        if isinstance(layer, DiseaseAttention)
+        or (isinstance(layer, layers.Dense) and layer.name.partition("_")[0] == "logits")
     ]
-    if not heads or not all(layer.use_bias for layer in heads):
+    if not heads or not all(getattr(layer, "use_bias", True) for layer in heads):
         raise ValueError(f"model {model.name!r}: expected dense layers called logits, with biases")
     for layer in heads:
-        kernel, bias = layer.get_weights()
-        layer.set_weights([kernel, bias - offsets.astype(bias.dtype)])
+        layer.bias.assign(layer.bias.numpy() - offsets.astype("float32"))

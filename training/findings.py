@@ -71,7 +71,9 @@ def settle(task, table) -> tuple:
     labels, notes = task.labels, []
     if not labels:
         patients = table["patient_id"].where(table["patient_id"] != "", table["path"])
-        counts = counted(table, columns_of(table), patients)
+        there = columns_of(table)
+        asked = [name for name in task.preferred if name in there] or there
+        counts = counted(table, asked, patients)
         enough = (counts[["positive", "negative"]] >= SMALLEST_CLASS).all(axis=1)
         labels = tuple(counts.index[enough])
         if not labels:
@@ -155,10 +157,10 @@ def phantom_mix(task):
     from kxray.data.phantom.film import FINDINGS
 
     if not task.labels:
-        return Mix(views=("frontal",))
+        return Mix(views=("frontal",), poses=task.phantom_poses)
     drawn = tuple(name for name in task.labels if name in FINDINGS)
     if not drawn:
         raise ValueError(
             f"phantoms have none of {', '.join(task.labels)}; their findings are {', '.join(FINDINGS)}"
         )
-    return Mix(views=("frontal",), findings=drawn)
+    return Mix(views=("frontal",), findings=drawn, poses=task.phantom_poses)

@@ -36,7 +36,7 @@ class Fitting:
     features_folder: Path | None = None
 
     def __post_init__(self):
-        self._steps = self._model = self._optimizer_start = None
+        self._steps = self._model = self._trained = self._optimizer_start = None
         self._frozen = self._weights = None
 
     @property
@@ -61,6 +61,8 @@ class Fitting:
         Returns:
             (model, history); the model, from films to probabilities, is trained anew by the next call.
         """
+        import tensorflow as tf
+
         from kxray.data import pipeline
         from training import finding_loss, loop
         from training.frozen import start_head
@@ -74,7 +76,8 @@ class Fitting:
         training_inputs, validation_inputs, augment = (
             frozen.inputs() if frozen else (self.films.inputs, self.films.inputs, self.task.augment())
         )
-        recipe, replicas = self.recipe, self.devices[1]
+        recipe, replicas, masking = self.recipe, self.devices[1], self.task.masking
+        boxes = None if masking is None else masking.boxes(self.task, self.films, train_rows, seed)
         steps = pipeline.steps_per_epoch(train_rows, recipe.batch_size)
         self._weigh(name, train_rows)
 
@@ -89,6 +92,7 @@ class Fitting:
                 augment=augment,
                 first_epoch=first_epoch,
                 replicas=replicas,
+                boxes=boxes,
             )
 
         validation = pipeline.evaluation_batches(
@@ -114,26 +118,33 @@ class Fitting:
             with self.devices[0]():
                 model = self.task.build(self.task.spec)
                 start_head(model, seed)
+            if masking is not None:
+                made_of = (self.task, self.films, train_rows, seed)
+                masking.prepare(model, *made_of, self.folder / folder, self.progress)
             return self._compiled(model, steps)
 
         began = time.monotonic()
-        model, history = loop.train(
-            self.folder / folder,
-            build,
-            batches,
-            validation,
-            epochs=recipe.epochs,
-            steps=steps,
-            patience=recipe.patience,
-            log_dir=str(self.folder / "tensorboard" / Path(folder).relative_to("work")),
-            on_epoch=on_epoch,
-        )
+        try:
+            _, history = loop.train(
+                self.folder / folder,
+                build,
+                batches,
+                validation,
+                epochs=recipe.epochs,
+                steps=steps,
+                patience=recipe.patience,
+                log_dir=str(self.folder / "tensorboard" / Path(folder).relative_to("work")),
+                on_epoch=on_epoch,
+            )
+        except tf.errors.OpError as error:
+            # A film that was decoded for its batch; TensorFlow tells of it as of an error of its own.
+            raise pipeline.film_error(error) or error from None
         best = history.loc[history["val_loss"].idxmin()]
         facts = f"validation loss {best['val_loss']:.4f} in epoch {best['epoch']:.0f} of {len(history)}"
         self.progress.update(bar, completed=recipe.epochs, facts=facts)
         if self.progress.disable:
             self.progress.console.print(f"{name}: {facts}, {time.monotonic() - began:.0f} s", soft_wrap=True)
-        model = frozen.finish() if frozen else model
+        model = frozen.finish() if frozen else self._model
         if self.task.multilabel:
             finding_loss.take_back_weights(model, self._weights)
         return model, history
@@ -178,22 +189,25 @@ class Fitting:
                 if model is not self._model:
                     self._model.set_weights(model.get_weights())
                 for variable, start in zip(
-                    self._model.optimizer.variables, self._optimizer_start, strict=True
+                    self._trained.optimizer.variables, self._optimizer_start, strict=True
                 ):
                     variable.assign(start)
-                return self._model
-            model.compile(
+                return self._trained
+            trained, loss = model, self._loss()
+            if self.task.masking is not None:
+                trained, loss = self.task.masking.trained(model, self.task, self.films)
+            trained.compile(
                 self.task.optimizer(steps, model),
-                self._loss(),
+                loss,
                 # Of findings, most of which most films do not have, accuracy says nothing.
                 metrics=None if self.task.multilabel else ["accuracy"],
                 # Keras's loop over several steps does not run under MirroredStrategy.
                 steps_per_execution=loop.steps_per_execution(steps) if replicas == 1 else 1,
             )
-            model.optimizer.build(model.trainable_variables)
-        self._steps, self._model = steps, model
-        self._optimizer_start = [variable.numpy() for variable in model.optimizer.variables]
-        return model
+            trained.optimizer.build(trained.trainable_variables)
+        self._steps, self._model, self._trained = steps, model, trained
+        self._optimizer_start = [variable.numpy() for variable in trained.optimizer.variables]
+        return trained
 
     def _loss(self):
         from training.finding_loss import FindingsCrossentropy

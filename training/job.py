@@ -10,7 +10,7 @@ import pandas as pd
 
 from kxray.io.files import replacing, write_whole
 from training import films as film_tables
-from training import finding_scores, findings, runs, scoring
+from training import finding_scores, findings, runs, scoring, streaming
 from training.fitting import Fitting
 
 _PARTS = ("train", "val", "test")
@@ -44,7 +44,10 @@ class ClassifierJob:
         self.task, self.films = film_tables.load(recipe, self.task, self.folder, self.progress)
         self.spec = self.task.spec
         tested = self.films.tested
-        grouping = data.film_groups(tested, thumbnails=self.films.thumbnails[tested.index])
+        thumbnails = self.films.thumbnails
+        grouping = data.film_groups(
+            tested, thumbnails=None if thumbnails is None else thumbnails[tested.index]
+        )
         self.split = film_tables.split_films(recipe, self.task, tested, grouping)
         self.describe()
         self.fitting = Fitting(
@@ -62,7 +65,7 @@ class ClassifierJob:
 
         path = self.folder / "config.json"
         config = json.loads(path.read_text(encoding="utf-8"))
-        fingerprint = data.fingerprint(self.films.table.drop(columns="training_only"))
+        fingerprint = streaming.fingerprint(self.films)
         known = config.get("data_fingerprint", fingerprint)
         if known != fingerprint:
             raise ValueError(
@@ -99,6 +102,7 @@ class ClassifierJob:
         """One model: trained, validated and tested on patients of its own part each."""
         rows = {part: self.films.tested.index[self.split.parts == part].to_numpy() for part in _PARTS}
         model, history = self.train("model", rows["train"], rows["val"], self.recipe.seed)
+        self.localise(model, rows["val"], rows["test"], fold=0)
         return self.predictions(rows["val"], rows["test"], fold=0), model, history
 
     def folds(self):
@@ -110,8 +114,9 @@ class ClassifierJob:
             name = f"fold {fold + 1} of {self.recipe.folds}"
             kept = self.folder / "work" / f"fold-{fold}.csv"
             if not kept.exists():
-                self.train(name, train, validation, self.recipe.seed + fold)
+                model, _ = self.train(name, train, validation, self.recipe.seed + fold)
                 test = tested[self.split.parts == fold]
+                self.localise(model, validation, test, fold)
                 runs.write_table(kept, self.predictions(validation, test, fold))
             tables.append(runs.read_table(kept))
         train, validation = self.validation_split(np.ones(len(tested), bool), self.recipe.seed)
@@ -125,10 +130,30 @@ class ClassifierJob:
     # Training and predicting
 
     def train(self, name, train_rows, validation_rows, seed):
-        folder = name.replace(" ", "-")
-        return self.fitting.train(
-            Path("work") / folder, name, np.concatenate([train_rows, self.films.extra]), validation_rows, seed
-        )
+        folder = self.latest = Path("work") / name.replace(" ", "-")
+        rows = np.concatenate([train_rows, self.films.extra])
+        return self.fitting.train(folder, name, rows, validation_rows, seed)
+
+    def localise(self, model, validation_rows, test_rows, fold):
+        """Keeps where a model sees the findings of films with boxes, of a task that learns from boxes."""
+        if self.task.masking is None:
+            return
+        from training import localising
+
+        tables = [
+            localising.localise(model, self.task, self.films, rows, self.progress).assign(part=part)
+            for part, rows in (("val", validation_rows), ("test", test_rows))
+        ]
+        runs.write_table(self.folder / "work" / f"places-{fold}.csv", pd.concat(tables, ignore_index=True))
+
+    def localised(self):
+        """(scores of the test films' boxes or None, where maps were cut) over all folds."""
+        from training import localising
+
+        kept = sorted((self.folder / "work").glob("places-*.csv"))
+        places = pd.concat([pd.read_csv(path, dtype={"patient": str}) for path in kept], ignore_index=True)
+        fractions = localising.choose_fractions(places[places["part"] == "val"])
+        return localising.summary(places[places["part"] == "test"], self.recipe.seed, fractions), fractions
 
     def predictions(self, validation_rows, test_rows, fold):
         """Predictions of the last model's validation and test films, calibrated on its validation films."""
@@ -160,7 +185,11 @@ class ClassifierJob:
         if self.task.multilabel:
             spec = dataclasses.replace(self.spec, temperature=temperature)
             probabilities = scoring.calibrated(logits, spec)
-            return temperature, metrics.youden_thresholds(probabilities, labels, self.task.labels)
+            if self.task.sensitivity is None:
+                return temperature, metrics.youden_thresholds(probabilities, labels, self.task.labels)
+            return temperature, metrics.sensitivity_thresholds(
+                probabilities, labels, self.task.labels, self.task.sensitivity
+            )
         probabilities = scoring.probabilities_of(logits, temperature)
         return temperature, metrics.decision_thresholds(probabilities, labels, self.task.labels)
 
@@ -188,10 +217,13 @@ class ClassifierJob:
         labels, logits = scored.columns_of(calibration, self.spec)[:2]
         temperature, thresholds = self.fit_calibration(logits, labels)
         scores = scored.scores_of(test, self.spec, seed, self.split.grouping.kind)
-        scores["baseline"] = scored.baseline_scores(test, self.films, self.spec, seed)
+        measured = streaming.measured(self.films, test["position"].to_numpy(), seed, self.progress)
+        scores["baseline"] = scored.baseline_scores(test, measured, self.spec, seed)
         scores["histogram_baseline"] = scored.baseline_scores(
-            test, self.films, self.spec, seed, FEATURE_GROUPS["histogram"]
+            test, measured, self.spec, seed, FEATURE_GROUPS["histogram"]
         )
+        if self.task.masking is not None:
+            scores["localisation"], self.fractions = self.localised()
         if self.task.test_time_flips != "none":
             scores["with_test_time_flips"] = scoring.accuracy_with_flips(test)
         scores["minutes"] = round(seconds / 60, 2)
@@ -199,6 +231,7 @@ class ClassifierJob:
             "temperature": temperature,
             "thresholds": thresholds,
             "fitted_on": "out-of-fold test films" if self.recipe.folds else "validation films",
+            "sensitivity": self.task.sensitivity,
         }
         headline = "auroc" if self.task.multilabel else "balanced_accuracy"
         spec = dataclasses.replace(
@@ -239,7 +272,23 @@ class ClassifierJob:
         test, seen = predictions[predictions["part"] == "test"], bool(self.recipe.folds)
         if self.task.multilabel:
             explained = explain_findings(model, spec, self.films.inputs, test, seen)
-            write_findings_report(self.folder, spec, self.config, scores, predictions, history, explained)
+            places = None if self.task.masking is None else self.places(model, scores, test)
+            made = (self.config, scores, predictions, history, explained, places)
+            write_findings_report(self.folder, spec, *made)
         else:
             explained = explain_films(model, spec, self.films.inputs, test, seen=seen)
             write_report(self.folder, spec, self.config, scores, predictions, history, explained=explained)
+
+    def places(self, model, scores, test):
+        """What the report says of where findings are looked for and seen; keeps the masks in RUN/masks."""
+        from training import localising
+        from training.evidence_maps import EVIDENCE
+        from training.report import localisation
+
+        boxes = localising.boxed_findings(self.task, self.films, test["position"])
+        pairs = localisation.choose_examples(boxes, self.task.labels, self.recipe.seed)
+        examples = localisation.example_films(model, self.task, self.films, pairs, self.fractions[EVIDENCE])
+        return {
+            "localisation": localisation.section(scores["localisation"], examples),
+            "masks": self.task.masking.keep_masks(self.folder / self.latest, self.folder),
+        }

@@ -33,6 +33,12 @@ class ClassifierTask:
         views: augmented views of each film that are kept then; 0 trains on the films as they are.
         standardize: whether features are brought to mean 0 and deviation 1 then, by the training films.
         told: function (spec) -> what `--dry-run` says of the model.
+        preferred: findings that are asked for, of those that a source has, where `labels` are none; of no
+            meaning where it has none of them.
+        phantom_poses: how generated chests lie on their films, see `kxray.data.phantom.mix.Mix`.
+        sensitivity: share of the films with a finding that its threshold is to find; None: the threshold of
+            the largest sensitivity + specificity.
+        masking: `training.masking.Masking`, what boxes and aligned films give the model, or None.
     """
 
     name: str
@@ -51,6 +57,10 @@ class ClassifierTask:
     views: int = 0
     standardize: bool = False
     told: Callable | None = None
+    preferred: tuple[str, ...] = ()
+    phantom_poses: str = "natural"
+    sensitivity: float | None = None
+    masking: object | None = None
 
     def for_films(self, table) -> "ClassifierTask":
         """This task with the labels that a table of films has, where the recipe fixes none."""

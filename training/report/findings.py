@@ -8,7 +8,7 @@ from scipy.special import expit
 
 from kxray.io.files import write_whole
 from training import finding_scores
-from training.report import finding_plots, plots
+from training.report import plots
 from training.report.classifier import interval
 
 # Of each finding: films that have it and that the model is surest of, those that it misses most, and films
@@ -77,7 +77,9 @@ def explain_findings(model, spec, inputs, predictions, seen=False):
     return ExplainedFindings(method, seen, rows, labels, tuple(groups.tolist()), np.concatenate(maps))
 
 
-def write_findings_report(folder, spec, config, scores, predictions, history, explained=None) -> Path:
+def write_findings_report(
+    folder, spec, config, scores, predictions, history, explained=None, places=None
+) -> Path:
     """Writes RUN/report.html.
 
     Args:
@@ -88,6 +90,8 @@ def write_findings_report(folder, spec, config, scores, predictions, history, ex
         predictions: prediction table of validation and test films.
         history: history of the kept model, one row an epoch.
         explained: ExplainedFindings, or None for a report without maps.
+        places: dict of what is known of where findings are: `localisation`, of
+            `training.report.localisation.section`, and `masks`, a picture or None; or None.
     """
     import jinja2
 
@@ -107,12 +111,16 @@ def write_findings_report(folder, spec, config, scores, predictions, history, ex
         reached=finding_scores.reaching(scores),
         best_epoch=int(history["epoch"][history["val_loss"].idxmin()]),
         curves=plots.training_curves(history),
-        ranking=finding_plots.roc_curves(truths, probabilities, spec.labels),
-        reliability=finding_plots.reliability(
-            metrics.reliability_curve(probabilities, truths), metrics.reliability_curve(expit(logits), truths)
+        ranking=plots.roc_curves(truths, probabilities, spec.labels),
+        reliability=plots.reliability_diagram(
+            metrics.reliability_curve(probabilities, truths),
+            metrics.reliability_curve(expit(logits), truths),
+            "stated probability (films times findings in the bin beside the point)",
+            "share that has the finding",
         ),
         galleries=[] if explained is None else _galleries(explained, test, spec),
         explained=explained,
+        **(places or {"localisation": None, "masks": None}),
     )
     path = Path(folder) / "report.html"
     write_whole(path, page)
