@@ -10,7 +10,8 @@ import pandas as pd
 
 from kxray.io.files import replacing, write_whole
 from training import films as film_tables
-from training import finding_scores, findings, runs, scoring, streaming
+from training import finding_scores, findings, localising, runs, scoring, streaming
+from training.evidence_maps import EVIDENCE
 from training.fitting import Fitting
 
 _PARTS = ("train", "val", "test")
@@ -138,22 +139,17 @@ class ClassifierJob:
         """Keeps where a model sees the findings of films with boxes, of a task that learns from boxes."""
         if self.task.masking is None:
             return
-        from training import localising
-
-        tables = [
-            localising.localise(model, self.task, self.films, rows, self.progress).assign(part=part)
-            for part, rows in (("val", validation_rows), ("test", test_rows))
+        judged = [
+            localising.localise(model, self.task, self.films, rows, self.progress)
+            for rows in (validation_rows, test_rows)
         ]
-        runs.write_table(self.folder / "work" / f"places-{fold}.csv", pd.concat(tables, ignore_index=True))
+        kept = self.folder / "work" / f"places-{fold}.csv"
+        runs.write_table(kept, localising.cut_by(*judged).assign(fold=fold))
 
     def localised(self):
-        """(scores of the test films' boxes or None, where maps were cut) over all folds."""
-        from training import localising
-
+        """What the boxes of all tested films say, one row a box and kind of map."""
         kept = sorted((self.folder / "work").glob("places-*.csv"))
-        places = pd.concat([pd.read_csv(path, dtype={"patient": str}) for path in kept], ignore_index=True)
-        fractions = localising.choose_fractions(places[places["part"] == "val"])
-        return localising.summary(places[places["part"] == "test"], self.recipe.seed, fractions), fractions
+        return pd.concat([localising.read_table(path) for path in kept], ignore_index=True)
 
     def predictions(self, validation_rows, test_rows, fold):
         """Predictions of the last model's validation and test films, calibrated on its validation films."""
@@ -223,7 +219,7 @@ class ClassifierJob:
             test, measured, self.spec, seed, FEATURE_GROUPS["histogram"]
         )
         if self.task.masking is not None:
-            scores["localisation"], self.fractions = self.localised()
+            scores["localisation"] = localising.summary(self.localised(), seed)
         if self.task.test_time_flips != "none":
             scores["with_test_time_flips"] = scoring.accuracy_with_flips(test)
         scores["minutes"] = round(seconds / 60, 2)
@@ -281,13 +277,14 @@ class ClassifierJob:
 
     def places(self, model, scores, test):
         """What the report says of where findings are looked for and seen; keeps the masks in RUN/masks."""
-        from training import localising
-        from training.evidence_maps import EVIDENCE
         from training.report import localisation
 
         boxes = localising.boxed_findings(self.task, self.films, test["position"])
         pairs = localisation.choose_examples(boxes, self.task.labels, self.recipe.seed)
-        examples = localisation.example_films(model, self.task, self.films, pairs, self.fractions[EVIDENCE])
+        places = self.localised()
+        cuts = places["fraction"][places["map"] == EVIDENCE]
+        cut = float(cuts.median()) if len(cuts) else localising.USUAL_FRACTION
+        examples = localisation.example_films(model, self.task, self.films, pairs, cut)
         return {
             "localisation": localisation.section(scores["localisation"], examples),
             "masks": self.task.masking.keep_masks(self.folder / self.latest, self.folder),

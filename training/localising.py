@@ -179,12 +179,23 @@ def choose_fractions(validation) -> dict:
     return chosen
 
 
-def values_of(table, fractions) -> pd.DataFrame:
+def cut_by(validation, test) -> pd.DataFrame:
+    """A table of `localise` with `fraction`, at which each map is cut: chosen on validation films."""
+    fractions = choose_fractions(validation)
+    return test.assign(fraction=test["map"].map(fractions).astype(float))
+
+
+def read_table(path) -> pd.DataFrame:
+    """A table of `localise` as it was written: a ratio may be undefined, names may look like numbers."""
+    texts = dict.fromkeys(("path", "patient", "group", "finding", "map", "row"), str)
+    return pd.read_csv(path, dtype=texts, keep_default_na=False, na_values=[""])
+
+
+def values_of(table) -> pd.DataFrame:
     """What is averaged over the boxes of one kind of map, one column a score.
 
     Args:
-        table: of `localise`.
-        fractions: the fraction of the map's largest value at which it is cut, for each row.
+        table: of `cut_by`.
 
     Returns:
         Table with the index of `table`: pointing_game and outside_inside_ratio, of the first box of each
@@ -196,7 +207,7 @@ def values_of(table, fractions) -> pd.DataFrame:
         name: np.where(first, table[name].to_numpy(float), np.nan)
         for name in ("pointing_game", "outside_inside_ratio")
     }
-    fractions = np.broadcast_to(np.asarray(fractions, float), len(table))
+    fractions = table["fraction"].to_numpy(float)
     for measure in MEASURES:
         overlap = np.zeros(len(table))
         for fraction in FRACTIONS:
@@ -241,29 +252,27 @@ def with_interval(value, draws) -> dict:
     return {"value": float(value), "low": float(low), "high": float(high)}
 
 
-def summary(table, seed=0, fractions=None) -> dict | None:
+def summary(table, seed=0) -> dict | None:
     """The scores of a table of `localise`, finding by finding and together, with 95% intervals.
 
     Args:
-        table: of test films.
+        table: of `cut_by`, of test films.
         seed: of the bootstrap, which resamples patients.
-        fractions: what `choose_fractions` says; USUAL_FRACTION by default.
 
     Returns:
         JSON values, or None where no film has a box: films, patients, conditions (in words), overlaps, and by
-        kind of map in `maps`: fraction, all (over all boxes), mean (over the findings that have boxes) and
-        findings (by name). Each of these has boxes, pairs (of a film and a finding), pointing_game,
-        outside_inside_ratio (its median) and accuracy, by "iou" and "iobb" and by T as text; scores are
-        {value, low, high}.
+        kind of map in `maps`: fractions (at which it is cut), all (over all boxes), mean (over the findings
+        that have boxes) and findings (by name). Each of these has boxes, pairs (of a film and a finding),
+        pointing_game, outside_inside_ratio (its median) and accuracy, by "iou" and "iobb" and by T as text;
+        scores are {value, low, high}.
     """
     if not len(table):
         return None
-    fractions = fractions or dict.fromkeys((EVIDENCE, MASK_ALONE, UNIFORM), USUAL_FRACTION)
     maps = {}
     for name in (EVIDENCE, MASK_ALONE, UNIFORM):
         rows = table[table["map"] == name].reset_index(drop=True)
         if len(rows):
-            maps[name] = {"fraction": float(fractions[name]), **_scored(rows, fractions[name], seed)}
+            maps[name] = {"fractions": sorted(set(rows["fraction"])), **_scored(rows, seed)}
     boxes = table[table["map"] == UNIFORM]
     told = {
         "films": int(boxes["path"].nunique()),
@@ -274,14 +283,18 @@ def summary(table, seed=0, fractions=None) -> dict | None:
     told["conditions"] = (
         f"{len(boxes)} boxes on {told['films']} test films of {told['patients']} patients; 95% intervals "
         f"over resampled patients, seed {seed}; maps are cut at "
-        + ", ".join(f"{scores['fraction']:.2f} ({name})" for name, scores in maps.items() if name != UNIFORM)
+        + ", ".join(
+            f"{' or '.join(f'{fraction:.2f}' for fraction in scores['fractions'])} ({name})"
+            for name, scores in maps.items()
+            if name != UNIFORM
+        )
         + " of their largest value"
     )
     return told
 
 
-def _scored(rows, fraction, seed):
-    values, weights = values_of(rows, fraction), resampled(rows["patient"], seed)
+def _scored(rows, seed):
+    values, weights = values_of(rows), resampled(rows["patient"], seed)
     findings, whole = rows["finding"].to_numpy(), np.ones((1, len(rows)))
     of_findings = {name: np.flatnonzero(findings == name) for name in dict.fromkeys(sorted(findings))}
 

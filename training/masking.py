@@ -84,7 +84,7 @@ class Masking:
 
         folder, regions = Path(folder), None
         if self.recipe.align != "none":
-            place = self._aligner(task, films, rows, seed, folder / "aligner", progress)
+            place = self.aligner(task, films, rows, seed, folder / "aligner", progress)
             models.copy_aligner(models.load_aligner(place), model)
             regions = _regions(Path(place))
         if self.recipe.masking != "masks":
@@ -120,6 +120,27 @@ class Masking:
         masks = disease_masks(task.labels, placed, regions=regions)
         return masks if self.recipe.masks is None else masks.with_pictures(self.recipe.masks)
 
+    def aligner(self, task, films, rows, seed, folder, progress):
+        """Where a training's aligner is; with `auto` it is trained, or found as an earlier call left it."""
+        from training.aligning import fit_aligner
+
+        if self.recipe.align != "auto":
+            return Path(self.recipe.align)
+        if not (folder / "model.keras").is_file():
+            few = np.sort(np.random.default_rng([seed, 6]).permutation(rows)[:MOST_ALIGNED_ON])
+            pixels = np.concatenate(list(films.inputs.batches(few, _BATCH)))
+            chosen = films.table.loc[few]
+            fit_aligner(
+                pixels,
+                folder,
+                seed=seed,
+                image_size=task.image_size,
+                progress=progress,
+                groups=chosen["patient_id"].where(chosen["patient_id"] != "", chosen["path"]).to_numpy(),
+                epochs=self.recipe.align_epochs,
+            )
+        return folder
+
     def _aligned(self, model, films, used, image_size):
         """List of (finding, corners (4, 2)) of boxes in aligned coordinates, shares of the width."""
         from kxray.data.similarity import Similarity, box_quad, to_shares
@@ -146,27 +167,6 @@ class Masking:
             found, confidence = (np.asarray(part) for part in align.localise(pixels))
             poses += [pose if sure >= 0.5 else None for pose, sure in zip(found, confidence, strict=True)]
         return poses
-
-    def _aligner(self, task, films, rows, seed, folder, progress):
-        """Where a training's aligner is; with `auto` it is trained, or found as an earlier call left it."""
-        from training.aligning import fit_aligner
-
-        if self.recipe.align != "auto":
-            return Path(self.recipe.align)
-        if not (folder / "model.keras").is_file():
-            few = np.sort(np.random.default_rng([seed, 6]).permutation(rows)[:MOST_ALIGNED_ON])
-            pixels = np.concatenate(list(films.inputs.batches(few, _BATCH)))
-            chosen = films.table.loc[few]
-            fit_aligner(
-                pixels,
-                folder,
-                seed=seed,
-                image_size=task.image_size,
-                progress=progress,
-                groups=chosen["patient_id"].where(chosen["patient_id"] != "", chosen["path"]).to_numpy(),
-                epochs=self.recipe.align_epochs,
-            )
-        return folder
 
     def _boxed(self, task, films):
         from training.localising import boxed_findings

@@ -18,7 +18,7 @@ _TEXT = (
     *("coarse", "coarse_predicted", "coarse_predicted_flips"),
 )
 # What an option for a path also takes, as in `--init imagenet` or `--weights none`.
-_NO_PATHS = ("imagenet", "none")
+_NO_PATHS = ("auto", "imagenet", "none")
 
 
 def default_folder(recipe_name, source_name, root="runs") -> Path:
@@ -62,7 +62,7 @@ def with_absolute_places(recipe, given) -> tuple:
     """The recipe and the given options with absolute paths: a run can be resumed from another folder."""
     places = {
         name: str(Path(given[name]).resolve())
-        for name in ("data", "corrections", "export", "init")
+        for name in ("data", "corrections", "export", "init", "align", "masks")
         if given.get(name) and given[name] not in _NO_PATHS
     }
     if given.get("weights"):

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 
+from training import localising
 from training.comparing import masks_run, masks_scores
 from training.comparing.masks_scores import BASE, FULL
 from training.comparisons import masks
@@ -226,7 +227,7 @@ def test_judged_boxes_come_back_as_they_were_kept(tmp_path):
     boxes = boxes_of(FULL, 0.5).assign(patient="0012", group="7")
     boxes.loc[0, "outside_inside_ratio"] = np.nan
     runs.write_table(tmp_path / "boxes.csv", boxes)
-    again = masks_run._read_boxes(tmp_path / "boxes.csv")
+    again = localising.read_table(tmp_path / "boxes.csv")
     assert again["patient"][0] == "0012" and again["group"][0] == "7"
     np.testing.assert_array_equal(again["outside_inside_ratio"], boxes["outside_inside_ratio"])
 

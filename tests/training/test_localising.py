@@ -87,7 +87,7 @@ def test_maps_that_are_the_finding_hit_everything(tmp_path):
     # Chance: an eighth of the width by an eighth of the height of what there is.
     np.testing.assert_allclose(uniform["pointing_game"], 1 / 16)
     np.testing.assert_allclose(uniform[column_of("iou", 0.5)], 1 / 16)
-    scores = localising.summary(table)
+    scores = localising.summary(localising.cut_by(table, table))
     assert scores["films"] == 8 and scores["patients"] == 6
     found = scores["maps"][EVIDENCE]
     assert found["all"]["pointing_game"] == {"value": 1, "low": 1, "high": 1}
@@ -163,6 +163,7 @@ def boxes_of(pointing, iou, findings, patients=None, kind=EVIDENCE, fraction=0.5
             "map": kind,
             "pointing_game": np.asarray(pointing, float),
             "outside_inside_ratio": 0.5,
+            "fraction": fraction,
             **columns,
         }
     )
@@ -198,7 +199,7 @@ def test_the_fraction_is_chosen_on_enough_boxes():
     assert localising.choose_fractions(many)[EVIDENCE] == 0.3
     assert localising.choose_fractions(many)[UNIFORM] == localising.USUAL_FRACTION
     assert localising.choose_fractions(many[:9])[EVIDENCE] == localising.USUAL_FRACTION
-    values = localising.values_of(pd.concat([many, many]), [0.3] * 12 + [0.5] * 12)
+    values = localising.values_of(pd.concat([localising.cut_by(many, many), many.assign(fraction=0.5)]))
     assert values["iou_0.5"].tolist() == [1] * 12 + [0] * 12
 
 
@@ -226,7 +227,7 @@ def test_the_section_says_whether_the_map_beats_chance(tmp_path):
 
     films = planted(tmp_path)
     table = localising.localise(grey_net(), TASK, films, range(12))
-    shown = localisation.section(localising.summary(table), [])
+    shown = localisation.section(localising.summary(localising.cut_by(table, table)), [])
     assert "more than the uniform map" in shown["verdict"]
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("training", "report"), autoescape=True, undefined=jinja2.StrictUndefined

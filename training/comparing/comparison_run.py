@@ -8,7 +8,7 @@ from rich.console import Console
 from training import options, runs, shell
 
 
-def run(name, recipe, given, plan, work, told) -> Path | None:
+def run(name, recipe, given, plan, work, told, phantoms="fillet-phantoms") -> Path | None:
     """Runs or resumes a comparison and returns its folder; None after a dry run.
 
     Args:
@@ -19,6 +19,7 @@ def run(name, recipe, given, plan, work, told) -> Path | None:
             dry run what would be done.
         work: function (recipe, folder, progress) that leaves metrics.json and report.html in the folder.
         told: function of what metrics.json holds: its lines for the shell.
+        phantoms: what generated films are called in the name of the folder.
     """
     console = Console(highlight=False, markup=False)
     if recipe.resume:
@@ -29,7 +30,7 @@ def run(name, recipe, given, plan, work, told) -> Path | None:
         plan(console)
         if recipe.dry_run:
             return None
-        source = Path(recipe.data).resolve().name if recipe.data else "fillet-phantoms"
+        source = Path(recipe.data).resolve().name if recipe.data else phantoms
         folder = runs.create(recipe.out or runs.default_folder(f"compare-{name}", source))
         kept = {"recipe": f"compare {name}", "options": options.as_json(recipe)}
         runs.write_json(folder / "config.json", kept)

@@ -13,30 +13,21 @@ from training import finding_scores, findings, localising, runs, scoring
 from training.comparing import compared_films, comparison_run, masks_scores
 from training.comparing.masks_scores import BASE, FULL, NO_ANATOMY
 from training.fitting import Fitting
-from training.masking import MOST_ALIGNED_ON
+from training.masking import Masking
 from training.recipes import masked_densenet
-
-_BATCH = 64
 
 
 def run(recipe, given, rows_of) -> Path | None:
     """Runs or resumes a comparison and returns its folder."""
     recipe, given = runs.with_absolute_places(recipe, given)
-    places = {
-        name: str(Path(given[name]).resolve())
-        for name in ("align", "masks")
-        if given.get(name) and given[name] not in ("auto", "none")
-    }
-    recipe, given = dataclasses.replace(recipe, **places), {**given, **places}
-    if recipe.out is None and recipe.data is None and not (recipe.resume or recipe.dry_run):
-        recipe = dataclasses.replace(recipe, out=str(runs.default_folder("compare-masks", "thorax-phantoms")))
 
     def work(recipe, folder, progress):
         MaskComparison(recipe, folder, progress, rows_of(recipe)).run()
 
-    return comparison_run.run(
-        "masks", recipe, given, lambda console: _plan(recipe, rows_of, console), work, masks_scores.told
-    )
+    def plan(console):
+        _plan(recipe, rows_of, console)
+
+    return comparison_run.run("masks", recipe, given, plan, work, masks_scores.told, "thorax-phantoms")
 
 
 def _plan(recipe, rows_of, console):
@@ -90,6 +81,7 @@ class MaskComparison:
         self.folder = folder
         self.progress = progress
         self.rows = rows
+        self.masking = Masking(recipe)
 
     def run(self):
         import keras
@@ -226,7 +218,7 @@ class MaskComparison:
             gc.collect()
         return (
             pd.concat([runs.read_table(path) for path in done.values()], ignore_index=True),
-            pd.concat([_read_boxes(path) for path in judged.values()], ignore_index=True),
+            pd.concat([localising.read_table(path) for path in judged.values()], ignore_index=True),
         )
 
     def train(self, row, fitting, part, folder):
@@ -263,35 +255,18 @@ class MaskComparison:
             localising.localise(model, task, films, rows, self.progress, boxes=self.boxes_of(rows))
             for rows in (validation, test)
         ]
-        fractions = localising.choose_fractions(judged[0])
-        boxes = judged[1].assign(**facts)
-        boxes["fraction"] = boxes["map"].map(fractions).astype(float)
+        boxes = localising.cut_by(*judged).assign(**facts)
         boxes["group"] = self.groups.reindex(boxes["position"]).to_numpy()
         if part == next(iter(self.parts)) and row.name in (FULL, BASE):
-            self.keep_examples(row, model, task, fractions)
+            self.keep_examples(row, model, task, localising.choose_fractions(judged[0]))
         return cells, boxes
 
     def aligner(self, part) -> Path:
         """The aligner of a seed and fold: made of its training films, and shared by the rows."""
-        from training.aligning import fit_aligner
-
-        if self.recipe.align != "auto":
-            return Path(self.recipe.align)
         seed, fold = part
         folder = self.folder / "work" / "aligners" / f"seed-{seed}-fold-{fold}"
-        if not (folder / "model.keras").exists():
-            number = 100 * seed + fold
-            few = np.random.default_rng([number, 6]).permutation(self.parts[part][0])[:MOST_ALIGNED_ON]
-            fit_aligner(
-                np.concatenate(list(self.films.inputs.batches(np.sort(few), _BATCH))),
-                folder,
-                seed=number,
-                image_size=self.task.image_size,
-                progress=self.progress,
-                groups=self.groups[np.sort(few)].to_numpy(),
-                epochs=self.recipe.align_epochs,
-            )
-        return folder
+        of_films = (self.task, self.films, self.parts[part][0])
+        return self.masking.aligner(*of_films, 100 * seed + fold, folder, self.progress)
 
     # Baseline and examples
 
@@ -352,9 +327,3 @@ class MaskComparison:
         return [
             dataclasses.replace(one, plain=other.evidence) for one, other in zip(whole, plain, strict=True)
         ]
-
-
-def _read_boxes(path):
-    """What `train` judged, as it was written: a ratio may be undefined, names may look like numbers."""
-    texts = dict.fromkeys(("path", "patient", "group", "finding", "map", "row"), str)
-    return pd.read_csv(path, dtype=texts, keep_default_na=False, na_values=[""])

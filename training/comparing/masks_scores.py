@@ -196,7 +196,7 @@ def _located(boxes, draws) -> dict:
     """Scores of maps by draw; none where no film has a box."""
     if boxes is None or not len(boxes):
         return {}
-    values = localising.values_of(boxes, boxes["fraction"].to_numpy(float))
+    values = localising.values_of(boxes)
     weights = draws.of_groups(boxes["group"]) * draws.of_seeds(boxes["seed"])
     return {
         **{name: localising.weighted_means(values[name].to_numpy(float), weights) for name in PLAIN_METRICS},

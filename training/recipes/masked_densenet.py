@@ -24,7 +24,6 @@ side), batch-norm momentum 0.9, positive films weighed by the training split, th
 validation loss. Which part of it helps: `python -m training.compare masks`.
 """
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -212,10 +211,4 @@ def task_of(recipe) -> ClassifierTask:
 
 
 def run(recipe, given):
-    # A run can be resumed from another folder.
-    places = {
-        name: str(Path(given[name]).resolve())
-        for name in ("align", "masks")
-        if given.get(name) and given[name] not in ("auto", "none")
-    }
-    return fit_classifier(dataclasses.replace(recipe, **places), {**given, **places}, task_of)
+    return fit_classifier(recipe, given, task_of)
