@@ -40,6 +40,7 @@ TARGETS = {"rotation": 1.5, "scale": 2.0, "shift": 2.0}
 def main(run, count, image_size, seed, phantoms, epochs):
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     from kxray import models
+    from kxray.data.aligners import find_poses
     from training.aligning import residuals
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -48,7 +49,7 @@ def main(run, count, image_size, seed, phantoms, epochs):
         aligner, template = models.load_aligner(run), _template(run)
     image_size = aligner.input_shape[1]
     upright, posed, motions = pairs(count, image_size, seed)
-    ways = {"network": _network(aligner)}
+    ways = {"network": lambda films: find_poses(aligner, films)}
     if template is not None:
         ways["classical"] = _classical(template)
     kinds = residuals.refused_kinds(upright, seed)
@@ -121,17 +122,6 @@ def _template(run):
 
     path = (run if run.is_dir() else run.parent) / "template.npz"
     return Template.load(path) if path.exists() else None
-
-
-def _network(aligner):
-    def find(films):
-        found = [
-            aligner.predict_on_batch(films[start : start + 32, ..., None])
-            for start in range(0, len(films), 32)
-        ]
-        return tuple(np.concatenate([batch[key] for batch in found]) for key in ("pose", "confidence"))
-
-    return find
 
 
 def _classical(template):

@@ -1,5 +1,6 @@
 """Brings chest films upright, to one place and size: python -m training.align --data DIR --by classical"""
 
+import json
 import os
 import time
 from pathlib import Path
@@ -39,21 +40,38 @@ TEMPLATE_SIDE = 96
     "--by", required=True, help="classical, a template.npz, or an aligner: a run of training.fit align."
 )
 @click.option("--out", type=click.Path(path_type=Path), help="Folder to write.  [default: DATA-aligned]")
-@click.option("--size", default=256, show_default=True, help="Side of the aligned films in pixels.")
 @click.option(
-    "--confidence", default=0.5, show_default=True, help="Films below are refused, 0 (none) to 1 (most)."
+    "--size",
+    default=256,
+    show_default=True,
+    type=click.IntRange(32, 4096),
+    help="Side of the aligned films in pixels.",
 )
-@click.option("--seed", default=0, show_default=True, help="Of the films that a template is made of.")
+@click.option(
+    "--confidence",
+    default=0.5,
+    show_default=True,
+    type=click.FloatRange(0, 1),
+    help="Films below are refused. Lateral films always are, and by registration those that lie turned.",
+)
+@click.option(
+    "--seed",
+    default=0,
+    show_default=True,
+    type=click.IntRange(0),
+    help="Of the films that a template is made of.",
+)
 @click.option("--workers", type=click.IntRange(1), help="Films read at a time.  [default: the cores]")
 @program
 def main(data, by, out, size, confidence, seed, workers):
-    from kxray.data.align import align_folder, read_films_table
+    from kxray.data.align import align_folder, check_out, read_films_table
 
     source = Path(os.path.abspath(data))
     if out is None:
         folder = source.parent if source.is_file() else source
         out = folder.with_name(f"{folder.name}-aligned")
-    _check_out(Path(out), source)
+    _check_apart(Path(out), source)
+    check_out(out)
     if by == "classical":
         aligner = None
     elif Path(by).suffix == ".npz":
@@ -81,13 +99,15 @@ def main(data, by, out, size, confidence, seed, workers):
         f"{out}: {counts['aligned']} films aligned, {counts['refused']} refused, "
         f"{len(table) / max(seconds, 1e-3):.0f} films/s"
     )
+    if counts["boxes_left_out"]:
+        click.echo(f"boxes left out, as they lie outside of the aligned films: {counts['boxes_left_out']}")
     if counts["refused"]:
         click.echo(f"why films were refused: {out / 'refused.csv'}")
     if (out / "before_after.png").is_file():
         click.echo(f"look at {out / 'before_after.png'}")
 
 
-def _check_out(out, source):
+def _check_apart(out, source):
     folder = source.parent if source.is_file() else source
     if out.resolve() == folder.resolve() or folder.resolve() in out.resolve().parents:
         raise ValueError(
@@ -115,11 +135,23 @@ def _load_aligner(path):
 
 
 def _own_template(table, out, seed, workers, bars):
-    """The mean of the films themselves; that of an interrupted run is used again."""
-    from kxray.data import Template, build_template
+    """The mean of the films themselves; that of an interrupted run is used again.
 
-    kept = out / "template.npz"
+    Beside it template.json says of which films it is.
+    """
+    from kxray.data import Template, build_template
+    from kxray.data.align import table_digest
+    from kxray.io.files import write_whole
+
+    kept, note = out / "template.npz", out / "template.json"
+    digest = table_digest(table)
+    made_of = {name: digest[name] for name in ("films", "paths", "views", "files")} | {"seed": seed}
     if kept.is_file():
+        if _read_note(note) != made_of:
+            raise ValueError(
+                f"{kept} is a template of other films, or of another --seed; give it with --by to align with "
+                "it, or choose another --out"
+            )
         return Template.load(kept)
     films = _template_films(table, seed, workers, bars)
     bar = bars.add_task("making the template", total=None)
@@ -130,8 +162,17 @@ def _own_template(table, out, seed, workers, bars):
         progress=lambda done, total: bars.update(bar, completed=done, total=total),
     )
     out.mkdir(parents=True, exist_ok=True)
+    # First: a template without its note would be taken for that of other films.
+    write_whole(note, json.dumps(made_of, indent=2) + "\n")
     template.save(kept)
     return template
+
+
+def _read_note(path):
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
 
 
 def _template_films(table, seed, workers, bars):

@@ -15,7 +15,7 @@ import pandas as pd
 
 from kxray.data import manifest
 from kxray.data.aligners import aligner_of
-from kxray.data.similarity import quad_box
+from kxray.data.moved_places import moved_boxes, moved_masks, write_masks
 from kxray.data.sources import find_films, read_source
 from kxray.data.truth import find_masks
 from kxray.io import FilmError, read_films
@@ -29,39 +29,45 @@ POSE_COLUMNS = ("rotation", "scale", "shift_x", "shift_y")
 COLUMNS = (*POSE_COLUMNS, "confidence", "aligned")
 # Brightness that a film must span to show anything, as a share of white.
 _LEAST_CONTRAST = 0.02
+# What the program training.align leaves in a folder before its films.
+_BESIDE = ("template.npz", "template.json")
 
 
 def align_folder(source, out, by, *, size=256, least_confidence=0.5, progress=None, workers=None) -> dict:
     """Aligns the films of a source and writes them as a source of their own.
 
-    OUT holds films/ (16-bit PNG), masks/ where the source has any, manifest.csv, refused.csv (source_path,
-    reason, confidence) and before_after.png. A killed run is continued by the same call; a finished one is
-    not done again.
+    OUT holds films/ (16-bit PNG), masks/FILM/ where the source has any, manifest.csv, refused.csv
+    (source_path, reason, confidence) and before_after.png. A killed run is continued by the same call; a
+    finished one is not done again.
 
-    manifest.csv has the columns of the source, boxes and masks moved with their films (a box becomes the
-    upright box around its moved corners), and what was done: rotation (degrees anticlockwise), scale and
+    manifest.csv has the columns of the source, boxes and masks moved with their films (see
+    `kxray.data.moved_places.move_box`), and what was done: rotation (degrees anticlockwise), scale and
     shift_x, shift_y (shares of the width) say how the chest lay on the source's film stretched to a square,
     see `kxray.data.Similarity`; confidence, aligned (1) and source_path (relative to OUT). Columns of the
-    source with such a name go on as source_NAME.
+    source with such a name go on as source_NAME, its own source_NAME as source_source_NAME.
 
     Args:
         source: what `kxray.data.read_source` takes, its table, or a folder of films that says nothing of
             them.
         out: folder to write: absent, empty, or begun by the same call.
-        by: `kxray.data.Template`, for classical registration with it, or an aligner as
+        by: `kxray.data.Template`, for classical registration with it, or an aligner of square films as
             `kxray.models.load_aligner` gives it.
         size: side of the aligned films in pixels.
-        least_confidence: films below are refused. 0.5 is where a network says that it is no chest, and where
+        least_confidence: films below are refused; lateral films always are, and by registration those that
+            lie turned. 0.5 is where a network says that it is no chest, and where
             a film agrees with a template less than its own films do (`Template.threshold`).
         progress: called with the number of films done and how many there are.
         workers: films decoded and registered at a time; one a core by default.
 
     Returns:
-        {"aligned": number of films written, "refused": number of films not}.
+        {"aligned": number of films written, "refused": number of films not, "boxes_left_out": number of boxes
+        of aligned films that lie outside of them}.
 
     Raises:
-        kxray.data.ManifestError: malformed rows. Missing and unreadable files are refused instead.
-        ValueError: no films, an unsuitable size, or an OUT of other films.
+        kxray.data.ManifestError: malformed rows. Films that are missing or unreadable, or that have a mask
+            that is, are refused instead.
+        ValueError: no films, an unsuitable size, an aligner of films that are not square, or an OUT that was
+            not begun by the same call.
     """
     if not 32 <= size <= 4096:
         raise ValueError(f"size must be 32 to 4096 pixels, got {size}")
@@ -88,7 +94,42 @@ def align_folder(source, out, by, *, size=256, least_confidence=0.5, progress=No
         from kxray.data.align_sheet import write_sheet
 
         write_sheet(aligned, refused, out)
-    return {"aligned": len(aligned), "refused": len(refused)}
+    lost = sum(row.get("boxes_left_out", 0) for row in rows)
+    return {"aligned": len(aligned), "refused": len(refused), "boxes_left_out": lost}
+
+
+def check_out(out) -> None:
+    """Raises ValueError unless films may be aligned into a folder.
+
+    It may be absent, hold nothing but what the program `training.align` puts beside its films, template.npz
+    and template.json, or be begun by an earlier call; whether that was the same call, `align_folder` says.
+    """
+    out = Path(out)
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file; choose another folder to write")
+    if not out.is_dir() or (out / "alignment.json").is_file():
+        return
+    # Hidden files may be what a kill left of a file that was being written.
+    others = sorted(path.name for path in out.iterdir() if not path.name.startswith("."))
+    others = [name for name in others if name not in _BESIDE]
+    if others:
+        raise ValueError(f"{out} holds {others[0]!r}, which was not aligned here; choose another folder")
+
+
+def table_digest(table) -> dict:
+    """SHA-256 of what films are aligned by: paths, views, boxes and masks, and their files' sizes and times.
+
+    Returns:
+        {"films": number, "paths", "views", "boxes", "masks", "files": hexadecimal}.
+    """
+    columns = {"views": "view", "boxes": "boxes", "masks": "masks"}
+    told = {"paths": table["path"].tolist()}
+    for name, column in columns.items():
+        told[name] = table[column].tolist() if column in table.columns else []
+    masks = [path for cell in told["masks"] for path in _mask_paths(cell)]
+    told["files"] = [_written(path) for path in (*told["paths"], *masks)]
+    digests = {name: _digest(values) for name, values in told.items()}
+    return {"films": len(table)} | digests
 
 
 def read_films_table(source) -> pd.DataFrame:
@@ -123,35 +164,54 @@ def _tables_in(folder):
     return [*Path(folder).glob("*.csv"), *Path(folder).glob("*.csv.gz")]
 
 
+def _digest(values):
+    text = json.dumps(values, default=str)
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _mask_paths(cell):
+    try:
+        return find_masks(cell, "").values()
+    except ValueError:
+        return ()
+
+
+def _written(path):
+    """Size and time of a file, or None where it is not there."""
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return found.st_size, found.st_mtime_ns
+
+
 def _claim(out, table, aligner, options):
     """Makes the folder this alignment's own, or says why it cannot be."""
-    paths = hashlib.sha256("\n".join(table["path"]).encode("utf-8", "surrogateescape")).hexdigest()
-    facts = {"version": 1, "films": len(table), "paths": paths, "by": aligner.kind, "aligner": aligner.digest}
-    facts |= options
+    check_out(out)
+    facts = {"version": 2, **table_digest(table), "by": aligner.kind, "aligner": aligner.digest, **options}
     note = out / "alignment.json"
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"{out} is a file; choose another folder to write")
     if note.is_file():
         try:
             before = json.loads(note.read_text(encoding="utf-8"))
         except ValueError:
             before = {}
+        before = before if isinstance(before, dict) else {}
         changed = [name for name in facts if before.get(name) != facts[name]]
         if changed:
             raise ValueError(
                 f"{out} holds films aligned otherwise (other {', '.join(changed)}); choose another folder, "
                 "or delete it to start again"
             )
-    elif (out / "manifest.csv").exists() or (out / "films").exists():
-        raise ValueError(f"{out} holds films that were not aligned here; choose another folder")
-    for name in ("films", "masks", ".parts"):
-        (out / name).mkdir(parents=True, exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
+    # First: whatever else lies there, a folder that holds it was begun here.
     write_whole(note, json.dumps(facts, indent=2) + "\n")
+    for name in ("films", "masks", ".parts"):
+        (out / name).mkdir(exist_ok=True)
 
 
 def _file_names(paths):
-    """A name for each film, its own where no other has it."""
-    stems = [Path(path).stem for path in paths]
+    """A name for each film, its own where no other has it; none that would lead out of a folder."""
+    stems = [Path(path).stem.strip(".") or "film" for path in paths]
     counts, seen, names = {}, set(), []
     for stem in stems:
         counts[stem.lower()] = counts.get(stem.lower(), 0) + 1
@@ -174,8 +234,8 @@ def _read_part(part, out):
         rows = json.loads(part.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    written = [row["film"] for row in rows if not row["reason"]]
-    return rows if all((out / film).is_file() for film in written) else None
+    written = [file for row in rows if not row["reason"] for file in (row["film"], *row["masks"].values())]
+    return rows if all((out / file).is_file() for file in written) else None
 
 
 def frame(film, size, small):
@@ -214,11 +274,18 @@ def _align_films(table, names, out, aligner, workers):
         if row.get("view") == "lateral":
             reason = "a lateral film, says the source"
         rows[k] |= {"confidence": round(float(confidence), 4), "reason": reason}
-        if not reason:
-            place = f"films/{names[k]}.png"
-            write_png16(out / place, np.clip(pose.warp(square, (size, size)), 0, 1))
-            rows[k] |= {"film": place, "pose": _cells(pose), "boxes": _moved_boxes(row, pose, shape, size)}
-            rows[k]["masks"] = _moved_masks(row, pose, names[k], out, size)
+        if reason:
+            continue
+        try:
+            masks = moved_masks(row, pose, shape, size)
+        except ValueError as error:
+            rows[k]["reason"] = " ".join(str(error).split())
+            continue
+        place, boxes = f"films/{names[k]}.png", moved_boxes(row, pose, shape, size)
+        write_png16(out / place, np.clip(pose.warp(square, (size, size)), 0, 1))
+        rows[k] |= {"film": place, "pose": _cells(pose), "boxes": [box for box in boxes if box]}
+        rows[k]["boxes_left_out"] = boxes.count(None)
+        rows[k]["masks"] = write_masks(masks, out, names[k])
     return rows
 
 
@@ -227,65 +294,18 @@ def _cells(pose):
     return {name: round(number, 6) for name, number in zip(POSE_COLUMNS, numbers, strict=True)}
 
 
-def move_box(box, pose, shape, size):
-    """A box of a film of `shape`, in pixels, on the aligned film; None where it lies outside."""
-    across, down = size / shape[1], size / shape[0]
-    stretched = {"x": box["x"] * across, "y": box["y"] * down}
-    stretched |= {"width": box["width"] * across, "height": box["height"] * down}
-    moved = quad_box(pose.box_to_aligned(stretched, (size, size), (size, size)))
-    left, top = max(0.0, moved["x"]), max(0.0, moved["y"])
-    right, bottom = min(size, moved["x"] + moved["width"]), min(size, moved["y"] + moved["height"])
-    if right - left < 1 or bottom - top < 1:
-        return None
-    return {"x": left, "y": top, "width": right - left, "height": bottom - top}
-
-
-def _moved_boxes(row, pose, shape, size):
-    boxes = row.get("boxes")
-    moved = [(box["finding"], move_box(box, pose, shape, size)) for box in boxes or []]
-    return [
-        {"finding": finding, **{name: round(value, 2) for name, value in box.items()}}
-        for finding, box in moved
-        if box
-    ]
-
-
-def _moved_masks(row, pose, name, out, size):
-    from PIL import Image
-
-    moved = {}
-    for finding, path in find_masks(row.get("masks"), row["path"]).items():
-        try:
-            with Image.open(path) as picture:
-                mask = picture.convert("L").point(lambda value: 255 * (value > 0))
-        except OSError:
-            raise ValueError(f"{path}: no readable mask") from None
-        square = np.asarray(mask.resize((2 * size, 2 * size), Image.Resampling.NEAREST), np.float32) / 255
-        inside = pose.warp(square, (size, size)) >= 0.5
-        if inside.any():
-            place = f"masks/{name}_{finding}.png"
-            _write_mask(out / place, inside)
-            moved[finding] = place
-    return moved
-
-
-def _write_mask(path, inside):
-    import io
-
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.fromarray(inside.astype(np.uint8) * 255).save(buffer, "PNG")
-    write_whole(path, buffer.getvalue())
-
-
 def _tables(table, rows, out):
     """(manifest of the aligned films, table of the refused)."""
     kept = [k for k, row in enumerate(rows) if not row["reason"]]
     left = [k for k, row in enumerate(rows) if row["reason"]]
     folder = os.path.abspath(out)
     sources = [Path(os.path.relpath(path, folder)).as_posix() for path in table["path"]]
-    taken = {name: f"source_{name}" for name in (*COLUMNS, "source_path") if name in table.columns}
+    taken = {}
+    for name in (*COLUMNS, "source_path"):
+        # A source that was aligned itself has a source_NAME of its own source.
+        while name in table.columns and name not in taken:
+            taken[name] = f"source_{name}"
+            name = taken[name]
     aligned = table.iloc[kept].rename(columns=taken)
     aligned["path"] = [os.path.join(folder, rows[k]["film"]) for k in kept]
     if "boxes" in aligned.columns:

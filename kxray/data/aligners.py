@@ -13,14 +13,21 @@ from kxray.data.similarity import Similarity
 _TURNS = {1: "on its side", 2: "upside down", 3: "on its side"}
 # A turned film must be better by so much, lest noise decide for films that are no chests either way.
 _CLEARLY = 0.05
+_BATCH = 32
 
 
 def aligner_of(by, workers=None):
-    """The aligner for a `kxray.data.Template` or a keras.Model. ValueError for anything else."""
+    """The aligner for a `kxray.data.Template` or a keras.Model of square films; ValueError for all else."""
     if isinstance(by, registration.Template):
         return Classical(by, workers)
     outputs = getattr(by, "output", None)
     if callable(by) and isinstance(outputs, dict) and {"pose", "confidence"} <= set(outputs):
+        height, width = by.input_shape[1:3]
+        if height != width:
+            raise ValueError(
+                f"films are aligned as squares, this aligner takes films of {height} x {width} pixels; train "
+                "one of square films"
+            )
         return Network(by)
     raise ValueError(
         "films are aligned by a Template of kxray.data.build_template or by a model of "
@@ -67,7 +74,7 @@ class Network:
         self.digest = digest.hexdigest()
 
     def __call__(self, films, least):
-        poses, confidences = self._predict(films)
+        poses, confidences = find_poses(self.model, films)
         sound = np.isfinite(poses).all(axis=1) & np.isfinite(confidences)
         poses, confidences = np.where(sound[:, None], poses, 0), np.where(sound, confidences, 0)
         ways = np.zeros(len(films), int)
@@ -82,14 +89,22 @@ class Network:
     def _way(self, films, confidences, least):
         """Whether refused films would be taken turned: 0, 1 (on the side) or 2 (upside down)."""
         ways, best = np.zeros(len(films), int), np.maximum(confidences + _CLEARLY, least)
-        for turns in (2, 1, 3) if films.shape[1] == films.shape[2] else (2,):
-            _, turned = self._predict(np.rot90(films, turns, axes=(1, 2)))
+        for turns in (2, 1, 3):
+            _, turned = find_poses(self.model, np.rot90(films, turns, axes=(1, 2)))
             ways, best = np.where(turned > best, turns, ways), np.maximum(best, turned)
         return ways
 
-    def _predict(self, films):
-        answers = self.model.predict_on_batch(np.ascontiguousarray(films)[..., None])
-        return np.asarray(answers["pose"], np.float32), np.asarray(answers["confidence"], np.float32)
+
+def find_poses(model, films) -> tuple:
+    """(poses float32 (N, 4), confidences float32 (N,)) that an aligner finds on films (N, h, w), N > 0."""
+    found = [
+        model.predict_on_batch(np.ascontiguousarray(films[start : start + _BATCH])[..., None])
+        for start in range(0, len(films), _BATCH)
+    ]
+    return tuple(
+        np.concatenate([np.asarray(answers[name], np.float32) for answers in found])
+        for name in ("pose", "confidence")
+    )
 
 
 def _reason(way, confidence, least):

@@ -25,9 +25,8 @@ METADATA_COLUMNS = (
     *(*TEXT_COLUMNS, "boxes", "masks", "position", "age", "sex", "follow_up", "study_id", "source", "group"),
     *("angle", "rotation", "scale", "shift_x", "shift_y", "spacing", "heart_ratio"),
     *("calibre", "calibre_px", "size_px"),
-    # Of aligned films; what the source called so itself keeps a longer name.
-    *("aligned", "confidence", "source_path"),
-    *("source_rotation", "source_scale", "source_shift_x", "source_shift_y"),
+    # Of aligned films; what their source called so itself is source_NAME, see `is_metadata`.
+    *("aligned", "confidence"),
 )
 MOST_SHOWN = 20
 _PROBLEM_COLUMNS = ("row", "path", "column", "problem")
@@ -166,8 +165,8 @@ def as_manifest(table: pd.DataFrame, *, folder=None, findings: Sequence[str] | N
 def finding_columns(table: pd.DataFrame, findings: Sequence[str] | None = None) -> list[str]:
     """The columns that hold one finding each, in table order.
 
-    Without `findings` a text column counts when more than half of its known values are 0 or 1 and it is not
-    one of `METADATA_COLUMNS`: a mistyped value is then reported instead of turning the column into free text.
+    Without `findings` a text column counts when more than half of its known values are 0 or 1 and it is no
+    metadata (`is_metadata`): a mistyped value is then reported instead of turning the column into free text.
     A numeric column counts when all of them are.
     """
     if findings is not None:
@@ -177,7 +176,14 @@ def finding_columns(table: pd.DataFrame, findings: Sequence[str] | None = None) 
                 f"expected finding columns {missing}, got a table with {', '.join(map(str, table.columns))}"
             )
         return list(findings)
-    return [name for name in table.columns if name not in METADATA_COLUMNS and _mostly_binary(table[name])]
+    return [name for name in table.columns if not is_metadata(name) and _mostly_binary(table[name])]
+
+
+def is_metadata(name) -> bool:
+    """Whether a column is of `METADATA_COLUMNS`, or source_NAME: what an aligned film's source held in it."""
+    while name not in METADATA_COLUMNS and str(name).startswith("source_"):
+        name = name.removeprefix("source_")
+    return name in METADATA_COLUMNS
 
 
 def check_manifest(

@@ -8,13 +8,12 @@ import dataclasses
 import difflib
 import json
 import re
-import zipfile
 from pathlib import Path
 
 import numpy as np
 
 from kxray.data.mask_priors import disease_prior, smooth, stretched, to_one, without_side
-from kxray.io.files import replacing, write_whole
+from kxray.io.files import read_npz, replacing, write_whole
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -121,14 +120,12 @@ class DiseaseMasks:
         path = Path(folder) / "masks.npz"
         if not path.is_file():
             raise ValueError(f"{folder}: no masks.npz; expected a folder that DiseaseMasks.save wrote")
-        try:
-            # Opened here: numpy leaves a damaged file open.
-            with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
-                parts = [stored[name] for name in ("labels", "maps", "sources", "counts")]
-        except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
-            raise ValueError(f"{path}: no readable disease masks ({error})") from None
-        labels, maps, sources, counts = parts
-        masks = cls(tuple(labels.tolist()), maps, tuple(sources.tolist()), tuple(counts.tolist()))
+        parts = read_npz(path, ("labels", "maps", "sources", "counts"), "set of disease masks")
+        columns = [np.atleast_1d(parts[name]) for name in ("labels", "sources", "counts")]
+        if any(column.ndim != 1 for column in columns) or columns[2].dtype.kind not in "iu":
+            raise ValueError(f"{path}: not a readable set of disease masks (no list of each); make it again")
+        labels, sources, counts = (tuple(column.tolist()) for column in columns)
+        masks = cls(labels, parts["maps"], sources, counts)
         return _replaced(masks, _pictures(folder, masks.labels))
 
     def with_pictures(self, folder):

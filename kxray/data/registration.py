@@ -9,14 +9,14 @@ information (Mattes et al., 2003).
 
 import concurrent.futures
 import dataclasses
-import zipfile
+import functools
 
 import numpy as np
 
 from kxray.data.pose_search import Bank, Refiner, quiet
 from kxray.data.regions import template_regions
 from kxray.data.similarity import Similarity
-from kxray.io.files import replacing
+from kxray.io.files import read_npz, replacing
 from kxray.io.parallel import available_cores
 
 __all__ = ["Template", "build_template", "confidence", "normalised", "register", "template_regions"]
@@ -56,6 +56,11 @@ class Template:
         """Side in pixels."""
         return self.pixels.shape[0]
 
+    @functools.cached_property
+    def bank(self) -> Bank:
+        """Its copies in many poses, made once."""
+        return Bank(self.contrast)
+
     def save(self, path) -> None:
         """Writes an .npz, whole or not at all."""
         with replacing(path) as temporary, open(temporary, "wb") as file:
@@ -64,11 +69,16 @@ class Template:
     @classmethod
     def load(cls, path):
         """Reads what `save` wrote. Raises ValueError where it is not that."""
-        try:
-            with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
-                arrays = {field.name: stored[field.name] for field in dataclasses.fields(cls)}
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise ValueError(f"{path}: not a readable template ({error}); build one again") from None
+        arrays = read_npz(path, [field.name for field in dataclasses.fields(cls)], "template")
+        side, films = arrays["pixels"].shape[:1], arrays["scores"].shape[:1]
+        shapes = {"pixels": side * 2, "contrast": side * 2, "poses": (*films, 4), "scores": films}
+        shapes |= {"used": films, "threshold": ()}
+        for name, shape in shapes.items():
+            found = arrays[name]
+            if found.shape != shape or 0 in shape or found.dtype.kind not in "fbiu":
+                raise ValueError(
+                    f"{path}: not a readable template ({name} of shape {found.shape}); make it again"
+                )
         arrays["threshold"] = float(arrays["threshold"])
         return cls(**arrays)
 
@@ -80,7 +90,7 @@ def blur_matrix(size, width=CONTRAST_WIDTH) -> np.ndarray:
     return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
-def normalised(films, ops=np):
+def normalised(films) -> np.ndarray:
     """Films with exposure, window and slow changes of brightness taken out.
 
     Each pixel less the mean around it, over the standard deviation around it (no less than a third of the
@@ -89,23 +99,19 @@ def normalised(films, ops=np):
 
     Args:
         films: float32 (N, s, s) in [0, 1].
-        ops: numpy, or `keras.ops` for the same as a graph.
 
     Returns:
         float32 (N, s, s) in [-2.5, 2.5], about 0 in the mean; below 0.01 everywhere for a constant film.
     """
-    blur = (
-        ops.convert_to_tensor(blur_matrix(films.shape[-1])) if ops is not np else blur_matrix(films.shape[-1])
-    )
-    across = blur.T if ops is np else ops.transpose(blur)
+    blur = blur_matrix(films.shape[-1])
 
     def around(values):
-        return ops.matmul(ops.matmul(blur, values), across)
+        return blur @ values @ blur.T
 
     middle = films - around(films)
     variance = around(middle * middle)
-    floor = ops.mean(variance, axis=(1, 2), keepdims=True) / 9 + 1e-7
-    return _STEEPEST * ops.tanh(middle / ops.sqrt(ops.maximum(variance, floor)) / _STEEPEST)
+    floor = variance.mean(axis=(1, 2), keepdims=True) / 9 + 1e-7
+    return _STEEPEST * np.tanh(middle / np.sqrt(np.maximum(variance, floor)) / _STEEPEST)
 
 
 def build_template(films, *, rounds=4, seed=0, progress=None, workers=None) -> Template:
@@ -137,7 +143,7 @@ def build_template(films, *, rounds=4, seed=0, progress=None, workers=None) -> T
     for step in range(rounds):
         # A blurred mean of badly placed films needs no fine registration.
         fine = step > 0
-        poses, scores = _register(contrasts, pattern, fine, workers, tell.film)
+        poses, scores = _register(contrasts, pattern, Bank(pattern), fine, workers, tell.film)
         used = scores >= _outlying(scores)
         if used.sum() < 2:
             raise ValueError(f"the {len(films)} films have nothing in common; are they chests?")
@@ -147,7 +153,7 @@ def build_template(films, *, rounds=4, seed=0, progress=None, workers=None) -> T
     low, high = np.quantile(pixels, [0.005, 0.995])
     pixels = np.clip((pixels - low) / max(high - low, 1e-6), 0, 1).astype(np.float32)
     # How alike a chest is to what is none: to itself upside down and on its side.
-    turned = _turned(contrasts[used], pattern)[:, 1:].max(axis=1)
+    turned = _turned(contrasts[used], Bank(pattern))[:, 1:].max(axis=1)
     threshold = min(np.quantile(turned, 0.8), np.quantile(scores[used], 0.03))
     return Template(pixels, pattern, poses, scores, used, float(max(threshold, _outlying(scores))))
 
@@ -172,7 +178,7 @@ def register(films, template, *, progress=None, workers=None):
     if films.shape[1:] != template.pixels.shape:
         raise ValueError(f"the template takes films of {template.pixels.shape}, got {films.shape[1:]}")
     tell = _Teller(progress, len(films))
-    return _register(normalised(films), template.contrast, True, workers, tell.film)
+    return _register(normalised(films), template.contrast, template.bank, True, workers, tell.film)
 
 
 def turned_scores(films, template) -> np.ndarray:
@@ -185,7 +191,7 @@ def turned_scores(films, template) -> np.ndarray:
         float32 (N, 4): the best correlation of the film turned by 0, 90, 180 and 270 degrees. An upright
         chest has its largest value first.
     """
-    return _turned(normalised(_checked(films)), template.contrast)
+    return _turned(normalised(_checked(films)), template.bank)
 
 
 def confidence(scores, template) -> np.ndarray:
@@ -252,8 +258,7 @@ def _mean(films, poses, used):
     return (total / weight).astype(np.float32)
 
 
-def _turned(contrasts, pattern):
-    bank = Bank(pattern)
+def _turned(contrasts, bank):
     turned = [bank.scores(np.rot90(contrasts, turns, axes=(1, 2))).max(axis=1) for turns in range(4)]
     return np.stack(turned, axis=1)
 
@@ -266,8 +271,7 @@ def _first_pattern(contrasts, generator):
     return contrasts[candidates[int(np.argmax(resemblance))]]
 
 
-def _register(contrasts, pattern, fine, workers, tell):
-    bank = Bank(pattern)
+def _register(contrasts, pattern, bank, fine, workers, tell):
     if not fine:
         found = bank.scores(contrasts)
         best = found.argmax(axis=1)

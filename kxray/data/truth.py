@@ -33,7 +33,7 @@ def truth_mask(row, shape, label=None, labels=()):
     inside = np.zeros(shape, bool)
     if masks:
         for finding in findings:
-            inside |= _mask_file(masks[finding], shape)
+            inside |= read_mask(masks[finding], shape)
         return inside
     for box in boxes:
         if box["finding"] in findings:
@@ -63,13 +63,22 @@ def _named_files(cell) -> dict:
     return named
 
 
-def _mask_file(path, shape):
+def read_mask(path, shape) -> np.ndarray:
+    """A mask picture as bool (height, width): what is not black.
+
+    Args:
+        path: of the picture.
+        shape: (height, width) of its film, in pixels.
+
+    Raises:
+        ValueError: no readable picture, or one of another size than its film.
+    """
     from PIL import Image
 
     try:
         with Image.open(path) as picture:
             mask = np.asarray(picture.convert("L")) > 0
-    except OSError:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         raise ValueError(f"{path}: no readable mask") from None
     if mask.shape != tuple(shape):
         raise ValueError(f"{path}: a mask of {mask.shape}, its film is {tuple(shape)} pixels")

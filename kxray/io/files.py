@@ -33,6 +33,34 @@ def write_whole(path, content) -> None:
         temporary.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
 
 
+def read_npz(path, names, what) -> dict:
+    """The arrays of an .npz by name, without pickles.
+
+    Args:
+        path: the file.
+        names: of the arrays that are read.
+        what: the file holds, in words for the error.
+
+    Raises:
+        ValueError: no such file, none of numpy's archives, a damaged one, or one without these arrays.
+    """
+    import numpy as np
+
+    try:
+        # Opened here: numpy leaves a damaged file open.
+        with open(path, "rb") as file:
+            stored = np.load(file, allow_pickle=False)
+            if not hasattr(stored, "files"):
+                raise ValueError("one array, not an archive of several")
+            with stored:
+                return {name: stored[name] for name in names}
+    except Exception as error:
+        # A damaged archive raises whatever zipfile, zlib and the tokenizer that numpy reads headers with come
+        # upon, and MemoryError where it asks for more than there is.
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{path}: not a readable {what} ({reason}); make it again") from None
+
+
 def check_exportable(folder) -> None:
     """Raises ValueError for a place that TensorFlow cannot write a SavedModel to.
 

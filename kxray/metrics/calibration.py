@@ -7,6 +7,8 @@ from scipy.special import log_expit, log_softmax
 # Standard deviation of the prior on log T. A few dozen films that are all classified right would otherwise
 # send T to zero, and the model would be certain of everything.
 _LOG_TEMPERATURE_SPREAD = 0.5
+# Above 0 in float32, too.
+_SMALLEST = float(np.finfo(np.float32).tiny)
 
 
 def fit_temperature(logits, labels):
@@ -136,7 +138,7 @@ def youden_thresholds(probabilities, truths, names):
 
 
 def sensitivity_thresholds(probabilities, truths, names, sensitivity):
-    """For each finding, the highest threshold that finds a chosen share of the films that have it.
+    """For each finding, a threshold that finds a chosen share of the films that have it, and few others.
 
     Args:
         probabilities: float (N, L), calibrated, of held-out films.
@@ -145,8 +147,9 @@ def sensitivity_thresholds(probabilities, truths, names, sensitivity):
         sensitivity: share in (0, 1].
 
     Returns:
-        dict finding -> threshold in [0, 1], midway between two stated probabilities; 0.5 where no film has
-        the finding.
+        dict finding -> threshold in (0, 1], midway between the highest stated probability that finds so many
+        and the next lower one of any film, or 0; 0.5 where no film has the finding. Above 0 even where a film
+        that must be found was given a probability of 0, so that not all films are found.
     """
     if not 0 < sensitivity <= 1:
         raise ValueError(f"sensitivity must be above 0 and at most 1, got {sensitivity}")
@@ -160,5 +163,5 @@ def sensitivity_thresholds(probabilities, truths, names, sensitivity):
         # Tiny, so that 0.9 of 10 films are 9.
         last = found[max(0, int(np.ceil(sensitivity * len(found) - 1e-9)) - 1)]
         lower = probabilities[np.isfinite(truths[:, index]) & (probabilities[:, index] < last), index]
-        thresholds[name] = float((last + lower.max(initial=0.0)) / 2)
+        thresholds[name] = max(float((last + lower.max(initial=0.0)) / 2), _SMALLEST)
     return thresholds

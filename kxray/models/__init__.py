@@ -171,7 +171,8 @@ def set_masks(model, masks) -> None:
             (L, m, m) in [0, 1], upright in the aligned frame; resized to the grid that the model keeps.
 
     Raises:
-        ValueError: a model without attention, another number of masks, or values outside [0, 1].
+        ValueError: a model without attention, or of films that are not square, another number of masks, or
+            values outside [0, 1].
     """
     from kxray.models import masked_densenet
 
@@ -180,6 +181,8 @@ def set_masks(model, masks) -> None:
 
 def with_evidence(model, size=None):
     """A model that shows what a model saw for each label; it shares all of its layers and weights.
+
+    It is not to be saved as .keras: save the model itself, and call this after loading it.
 
     Args:
         model: `build("masked_densenet", ...)` of any masking; any functional model whose logits are those of
@@ -215,8 +218,6 @@ def load(path):
         FileNotFoundError: nothing there, or the spec is missing.
         ValueError: a file that is not what it should be.
     """
-    import keras
-
     from kxray.spec import ModelSpec
 
     path = Path(path)
@@ -230,11 +231,7 @@ def load(path):
                 f"{path}: {what} {needed.name} is missing; a run folder of training.fit holds both "
                 "model.keras and spec.json (an interrupted run gets them with --resume)"
             )
-    try:
-        model = keras.saving.load_model(model_path, compile=False)
-    except (ValueError, OSError, KeyError, TypeError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{model_path}: not a readable .keras file: {str(error).splitlines()[0]}") from error
-    return model, ModelSpec.read(spec_path)
+    return _read_keras(model_path), ModelSpec.read(spec_path)
 
 
 def load_aligner(path):
@@ -251,8 +248,6 @@ def load_aligner(path):
         FileNotFoundError: nothing there.
         ValueError: not a Keras file, or not an aligner.
     """
-    import keras
-
     from kxray.models import aligner
 
     path = Path(path)
@@ -261,16 +256,25 @@ def load_aligner(path):
         raise FileNotFoundError(
             f"{path}: no aligner there; give a run folder of training.fit align or a .keras file"
         )
-    try:
-        model = keras.saving.load_model(model_path, compile=False)
-    except (ValueError, OSError, KeyError, TypeError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{model_path}: not a readable .keras file: {str(error).splitlines()[0]}") from error
+    model = _read_keras(model_path)
     aligner.check(model, model_path)
     return model
 
 
+def _read_keras(path):
+    import keras
+
+    try:
+        return keras.saving.load_model(path, compile=False)
+    except (ValueError, OSError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{path}: not a readable .keras file: {reason}") from error
+
+
 def copy_aligner(aligner, model) -> None:
     """Gives the layer "align" of a model the weights of a trained aligner, template and limits with them.
+
+    Before the model is first called or compiled, as its `fill_value` is taken over, too.
 
     Args:
         aligner: what `load_aligner` gives.

@@ -48,3 +48,4 @@ def copy_weights(aligner, model) -> None:
                 f"{getattr(there, field)}; build the model with the aligner's"
             )
     there.set_weights(here.get_weights())
+    there.fill_value = here.fill_value

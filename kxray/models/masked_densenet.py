@@ -21,6 +21,8 @@ def build(
     masks=None,
     align=True,
     align_size=64,
+    align_width=16,
+    align_steps=2,
     floor=0.1,
     head="sigmoid",
     batch_norm_momentum=0.9,
@@ -29,7 +31,7 @@ def build(
 
     Args:
         num_labels: number of diseases, at least 1.
-        image_size: (height, width) of the input in pixels.
+        image_size: (height, width) of the input in pixels; of masking "masks" square, as masks are.
         backbone: one with stages: "densenet121" and the others of `build("multiscale_densenet")`, or
             "small_densenet", which two processor cores train.
         taps: how many of the last stages look for the diseases, or their names. Several are combined by
@@ -39,7 +41,8 @@ def build(
         masks: float (num_labels, m, m) in [0, 1], for masking "masks"; None: ones, until `set_masks`.
         align: whether a `kxray.layers.SimilarityAlign` comes first. It is not trained here: its weights come
             from a trained aligner, `kxray.models.copy_aligner`.
-        align_size: side in pixels of the copy that it looks at.
+        align_size, align_width, align_steps: its `size` (side in pixels of the copy that it looks at),
+            `width` and `steps`, those of the aligner that it is given.
         floor: what masks leave of a place where the disease never is, in (0, 1].
         head: "sigmoid" for diseases that may occur together, "softmax" for classes that exclude each other.
         batch_norm_momentum: see `build("multiscale_densenet")`.
@@ -51,8 +54,8 @@ def build(
         weights; `kxray.models.with_evidence` makes a model that shows what it saw.
 
     Raises:
-        ValueError: an unknown backbone, stage, masking or head, masks that do not fit, or films smaller than
-            the backbone takes.
+        ValueError: an unknown backbone, stage, masking or head, masks that do not fit, or films that are
+            smaller than the backbone takes or not square.
     """
     height, width = _backbones.check_image_size(backbone, image_size)
     stages = _backbones.choose_stages(backbone, taps)
@@ -61,11 +64,13 @@ def build(
         raise ValueError(f"masking must be one of {', '.join(MASKING)}, got {masking!r}")
     if masks is not None and masking != "masks":
         raise ValueError(f"masks are for masking='masks', got masking={masking!r}")
+    if masking == "masks":
+        _check_square(height, width)
     if not 0 <= batch_norm_momentum < 1:
         raise ValueError(f"batch_norm_momentum must be in [0, 1), got {batch_norm_momentum}")
     film = x = keras.Input((height, width, 1), name="film")
     if align:
-        x = _aligned(film, align_size)
+        x = _aligned(film, align_size, align_width, align_steps)
     tapped = _backbones.features(backbone, x, stages)
     if masking == "none":
         votes = [_pool(features, stage, num_labels) for stage, features in tapped.items()]
@@ -89,6 +94,7 @@ def set_masks(model, masks) -> None:
     attending = [layer for layer in model.layers if isinstance(layer, DiseaseAttention)]
     if not attending:
         raise ValueError(f"model {model.name!r} has no DiseaseAttention layer that takes masks")
+    _check_square(*model.inputs[0].shape[1:3])
     for layer in attending:
         layer.set_masks(maps)
 
@@ -115,10 +121,19 @@ def with_evidence(model, size=None) -> keras.Model:
     )
 
 
-def _aligned(film, size):
+def _check_square(height, width):
+    # Masks lie in shares of the film's width, in both directions.
+    if height != width:
+        raise ValueError(
+            f"masks take square films, these are {height} x {width} pixels; resize them, or build the model "
+            "with masking='uniform' or 'none'"
+        )
+
+
+def _aligned(film, size, width, steps):
     from kxray.layers.similarity_align import SimilarityAlign
 
-    layer = SimilarityAlign(size=size, dtype="float32", name="align")
+    layer = SimilarityAlign(size=size, width=width, steps=steps, dtype="float32", name="align")
     x = layer(film)["aligned"]
     layer.trainable = False
     return x

@@ -10,7 +10,7 @@ import pytest
 
 import kxray
 from kxray.data import align_folder, build_template, finding_columns, phantom, read_source, write_manifest
-from kxray.data.align import move_box
+from kxray.data.moved_places import move_box
 from kxray.data.similarity import Similarity, quad_box
 from kxray.io.image import write_png16
 
@@ -70,6 +70,7 @@ def test_films_boxes_and_masks_move_together(tmp_path, shape):
     assert align_folder(tmp_path / "films", tmp_path / "out", KnownAligner(), size=SIDE, workers=1) == {
         "aligned": 2,
         "refused": 0,
+        "boxes_left_out": 0,
     }
     aligned = read_source(tmp_path / "out")
     assert list(aligned["patient_id"]) == ["P0", "P1"] and set(aligned["Mass"]) == {1.0}
@@ -92,7 +93,7 @@ def test_films_boxes_and_masks_move_together(tmp_path, shape):
         assert (row["rotation"], row["scale"], row["shift_x"]) == pytest.approx((12, 1.1, 0.05), abs=1e-4)
         assert row["source_rotation"] == 4.0 + k and row["aligned"] == 1
         assert (tmp_path / "out" / row["source_path"]).resolve() == (tmp_path / f"films/{k}.png").resolve()
-    assert set(finding_columns(aligned)) - {"aligned", "confidence"} == {"Mass"}
+    assert finding_columns(aligned) == ["Mass"]
     assert len(films) == 2 and (tmp_path / "out/before_after.png").stat().st_size > 1000
 
 
@@ -114,6 +115,19 @@ def test_a_box_on_a_stretched_film():
     assert move_box(box, Similarity(0, 1, (2, 0)), (200, 100), 100) is None
 
 
+def test_small_boxes_stay_and_boxes_that_are_nearly_outside_go():
+    tiny = {"x": 20.0, "y": 99.8, "width": 0.4, "height": 0.2}
+    assert move_box(tiny, Similarity(), (100, 100), 100) == pytest.approx(
+        {"x": 19.7, "y": 99, "width": 1, "height": 1}
+    )
+    # On a film moved by 40 pixels, a box of 10 that keeps 3, then 2, of its width.
+    for left, kept in ((37.0, 7.0), (38.0, 8.0), (33.0, 3.0), (32.0, None)):
+        box = {"x": left, "y": 20.0, "width": 10.0, "height": 10.0}
+        moved = move_box(box, Similarity(0, 1, (0.4, 0)), (100, 100), 100)
+        assert (moved is None) == (kept is None)
+        assert moved is None or moved["width"] == pytest.approx(kept)
+
+
 def test_what_cannot_be_aligned_is_refused_with_its_reason(tmp_path):
     films = tmp_path / "films"
     make_films(films, 1)
@@ -129,7 +143,7 @@ def test_what_cannot_be_aligned_is_refused_with_its_reason(tmp_path):
     counts = align_folder(
         pd.concat([table, others], ignore_index=True), tmp_path / "out", KnownAligner(), size=SIDE
     )
-    assert counts == {"aligned": 1, "refused": 6}
+    assert counts == {"aligned": 1, "refused": 6, "boxes_left_out": 0}
     refused = pd.read_csv(tmp_path / "out/refused.csv")
     reasons = {
         path.rsplit("/", 1)[1][:-4]: reason
@@ -183,6 +197,77 @@ def test_a_killed_run_is_continued_and_a_finished_one_kept(tmp_path, monkeypatch
         align_folder(tmp_path / "films", tmp_path / "out", KnownAligner(Similarity()), size=SIDE)
 
 
+def test_aligned_films_are_aligned_again(tmp_path):
+    make_films(tmp_path / "films", 2)
+    for source, out in (("films", "once"), ("once", "twice"), ("twice", "thrice")):
+        assert align_folder(tmp_path / source, tmp_path / out, KnownAligner(), size=SIDE)["aligned"] == 2
+    table = read_source(tmp_path / "thrice")
+    assert finding_columns(table) == ["Mass"] and table.columns.is_unique
+    # What the source's source called so: the films' own rotation, then what was done to them.
+    assert list(table["source_source_source_rotation"]) == [4, 5]
+    for name in ("rotation", "source_rotation", "source_source_rotation"):
+        assert table[name].to_list() == pytest.approx([12, 12])
+    assert set(table["source_aligned"]) == set(table["source_source_aligned"]) == {1}
+    assert list(table["source_source_source_path"]) == ["../films/0.png", "../films/1.png"]
+
+
+@pytest.mark.parametrize("column", ["boxes", "views", "masks", "files"])
+def test_what_changed_since_is_not_served_again(tmp_path, column):
+    table = make_films(tmp_path / "films", 2)
+    align_folder(table, tmp_path / "out", KnownAligner(), size=SIDE)
+    if column == "boxes":
+        table.at[0, "boxes"] = [{**table.at[0, "boxes"][0], "x": 3}]
+    elif column == "views":
+        table.loc[0, "view"] = "lateral"
+    elif column == "masks":
+        table.loc[0, "masks"] = ""
+    else:
+        write_png16(tmp_path / "films/0.png", np.float32(np.eye(SIDE)))
+    with pytest.raises(ValueError, match=rf"aligned otherwise \(other .*{column}"):
+        align_folder(table, tmp_path / "out", KnownAligner(), size=SIDE)
+
+
+def test_masks_of_any_name_stay_apart_and_below_their_folder(tmp_path):
+    make_films(tmp_path / "films", 1)
+    table = read_source(tmp_path / "films")
+    shutil.copy(tmp_path / "films/0.png", tmp_path / "films/0_Mass.png")
+    both = pd.concat([table, table.assign(path=str(tmp_path / "films/0_Mass.png"))], ignore_index=True)
+    mask = str(tmp_path / "films/masks/0.png")
+    both.loc[0, "masks"] = json.dumps({"../../Mass": mask, "a/b": mask, "a b": mask, "Mass_x": mask})
+    both.loc[1, "masks"] = json.dumps({"x": mask})
+    align_folder(both, tmp_path / "out", KnownAligner(), size=SIDE)
+    files = [str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("masks/*/*.png")]
+    names = (".._.._Mass", "Mass_x", "a_b", "a_b-")
+    assert sorted(files) == sorted([*(f"masks/0/{name}.png" for name in names), "masks/0_Mass/x.png"])
+    assert len(json.loads(read_source(tmp_path / "out")["masks"][0])) == 4
+    assert {path.name for path in tmp_path.iterdir()} == {"films", "out"}
+
+
+def test_a_bad_mask_refuses_its_film_alone(tmp_path):
+    from PIL import Image
+
+    table = make_films(tmp_path / "films", 4)
+    (tmp_path / "films/masks/0.png").write_bytes(b"no picture")
+    Image.new("L", (SIDE // 2, SIDE), 255).save(tmp_path / "films/masks/1.png")
+    table.loc[2, "masks"] = "masks/2.png"
+    assert align_folder(table, tmp_path / "out", KnownAligner(), size=SIDE)["aligned"] == 1
+    reasons = pd.read_csv(tmp_path / "out/refused.csv")["reason"]
+    told = (
+        "0.png: no readable mask",
+        "1.png: a mask of (96, 48), its film is (96, 96)",
+        "masks must be JSON",
+    )
+    assert all(part in reason for part, reason in zip(told, reasons, strict=True)), reasons.to_list()
+
+
+def test_boxes_that_are_lost_are_counted(tmp_path):
+    table = make_films(tmp_path / "films", 2)
+    table.at[1, "boxes"] = [*table.at[1, "boxes"], {**table.at[1, "boxes"][0], "x": 0, "y": 0, "width": 1}]
+    far = KnownAligner(Similarity(0, 1, (0.3, 0.3)))
+    for _ in range(2):
+        assert align_folder(table, tmp_path / "out", far, size=SIDE)["boxes_left_out"] == 1
+
+
 def test_films_of_one_name_keep_apart(tmp_path):
     for folder in ("a", "b"):
         (tmp_path / "films" / folder).mkdir(parents=True)
@@ -209,9 +294,11 @@ def test_wrong_arguments_are_named(tmp_path):
     with pytest.raises(ValueError, match="size must be 32 to 4096"):
         align_folder(tmp_path / "films", tmp_path / "out", KnownAligner(), size=8)
     (tmp_path / "taken").mkdir()
-    (tmp_path / "taken/manifest.csv").write_text("path\n")
-    with pytest.raises(ValueError, match="not aligned here"):
+    (tmp_path / "taken/notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="'notes.txt', which was not aligned here"):
         align_folder(tmp_path / "films", tmp_path / "taken", KnownAligner())
+    with pytest.raises(ValueError, match="as squares, this aligner takes films of 48 x 64 pixels"):
+        align_folder(tmp_path / "films", tmp_path / "out", KnownAligner(shape=(48, 64)))
     assert not (tmp_path / "out").exists()
 
 

@@ -285,11 +285,12 @@ def test_two_pictures_of_one_disease(tmp_path):
 
 def test_damaged_masks_are_one_line(tmp_path):
     (tmp_path / "masks.npz").write_bytes(b"PK\x03\x04 broken")
-    with pytest.raises(ValueError, match="no readable disease masks"):
+    with pytest.raises(ValueError, match="not a readable set of disease masks"):
         DiseaseMasks.load(tmp_path)
-    np.savez(tmp_path / "masks.npz", labels=["Mass"])
-    with pytest.raises(ValueError, match="no readable disease masks"):
-        DiseaseMasks.load(tmp_path)
+    for others in ({}, {"maps": np.ones((1, 8, 8)), "sources": ["x"], "counts": [[1]]}):
+        np.savez(tmp_path / "masks.npz", labels=["Mass"], **others)
+        with pytest.raises(ValueError, match="not a readable set of disease masks"):
+            DiseaseMasks.load(tmp_path)
 
 
 def test_uniform_and_selected_masks():

@@ -11,6 +11,7 @@ from kxray.metrics import (
     expected_calibration_error,
     fit_temperature,
     reliability_curve,
+    sensitivity_thresholds,
 )
 
 NAMES = ("frontal", "lateral")
@@ -117,3 +118,22 @@ def test_a_threshold_keeps_its_promise_and_is_the_smallest_that_does(films, larg
     assert keeps(threshold) or threshold == 1
     if threshold > 0.6:
         assert not any(keeps(candidate) for candidate in np.arange(600, round(threshold * 1000)) / 1000)
+
+
+def test_a_chosen_sensitivity_is_reached_midway_to_the_next_film():
+    stated = np.array([0.9, 0.8, 0.6, 0.3, 0.7, 0.5, 0.1])[:, None]
+    there = np.array([1, 1, 1, 1, 0, 0, 0.0])[:, None]
+
+    def threshold(sensitivity):
+        return sensitivity_thresholds(stated, there, ("Mass",), sensitivity)["Mass"]
+
+    # The third of four films with it has 0.6; the next film below, without it, 0.5.
+    assert [threshold(share) for share in (0.75, 0.5, 1.0)] == pytest.approx([0.55, 0.75, 0.2])
+    assert sensitivity_thresholds(stated, 0 * there, ("Mass",), 0.9)["Mass"] == 0.5
+
+
+def test_no_threshold_lets_every_film_through():
+    stated = np.array([0.9, 0.0, 0.4])[:, None]
+    there = np.array([1, 1, 0.0])[:, None]
+    threshold = sensitivity_thresholds(stated, there, ("Mass",), 1.0)["Mass"]
+    assert 0 < np.float32(threshold) < 1e-30

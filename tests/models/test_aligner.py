@@ -59,6 +59,16 @@ def test_copied_into_a_network_of_another_film_size(aligner):
         np.testing.assert_array_equal(here, there)
 
 
+def test_what_lies_outside_is_copied_too(films):
+    light, dark = (
+        models.build("aligner", image_size=(48, 48), fill_value=fill, **SMALL) for fill in (1.0, 0.0)
+    )
+    light.get_layer("align").motion.bias.assign([0.0, 0.0, 0.3, 0.0])
+    models.copy_aligner(light, dark)
+    np.testing.assert_array_equal(light(films)["aligned"], dark(films)["aligned"])
+    assert dark(films)["aligned"].numpy()[:, :, -2:].min() == 1
+
+
 def test_layers_that_do_not_fit(aligner):
     with pytest.raises(ValueError, match="has steps=2, the model's layer 'align' 1"):
         models.copy_aligner(aligner, models.build("aligner", image_size=(48, 48), **{**SMALL, "steps": 1}))

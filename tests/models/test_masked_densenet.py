@@ -181,6 +181,14 @@ def test_a_known_aligner_is_taken_over(films):
     assert not model.get_layer("align").trainable_variables
 
 
+def test_an_aligner_of_any_size_is_taken_over(films):
+    fields = {"size": 48, "width": 2, "steps": 3}
+    aligner = kxray.models.build("aligner", image_size=(64, 64), **fields)
+    model = build(**{f"align_{name}": value for name, value in fields.items()})
+    kxray.models.copy_aligner(aligner, model)
+    assert model(films).shape == (2, 3)
+
+
 def test_masks_by_object_by_array_and_when_built(films):
     from kxray.data.masks import DiseaseMasks
 
@@ -254,6 +262,7 @@ def test_densenet_121_by_default():
         ({"head": "relu"}, "head must be"),
         ({"num_labels": 0}, "num_labels must be at least 1"),
         ({"batch_norm_momentum": 1}, r"batch_norm_momentum must be in \[0, 1\), got 1"),
+        ({"image_size": (64, 96)}, "masks take square films, these are 64 x 96 pixels"),
         ({"image_size": (16, 64)}, "needs films of at least 32 x 32 pixels"),
     ],
 )
@@ -265,5 +274,7 @@ def test_wrong_options_are_named(options, words):
 def test_models_that_have_no_masks_or_no_evidence_say_so():
     with pytest.raises(ValueError, match="'masked_densenet' has no DiseaseAttention layer that takes masks"):
         kxray.models.set_masks(build(masking="none", align=False), np.ones((3, 4, 4)))
+    with pytest.raises(ValueError, match="masks take square films, these are 96 x 64 pixels"):
+        kxray.models.set_masks(build(masking="uniform", align=False, image_size=(96, 64)), np.ones((3, 4, 4)))
     with pytest.raises(ValueError, match="'view_cnn' 'dense_2', Dense, is in the way; take grad_cam"):
         kxray.models.with_evidence(kxray.models.build("view_cnn"))

@@ -8,7 +8,7 @@ import pytest
 
 from kxray.data import Similarity
 from kxray.data.phantom import thorax
-from training.aligning import foreign_films, moved_films, residuals
+from training.aligning import fitting, foreign_films, moved_films, residuals
 from training.aligning.moved_films import Copies
 
 # As small as it gets: nothing is learned, everything is run.
@@ -164,12 +164,15 @@ def test_a_killed_run_goes_on(finished, align, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(finished[0], folder)
     wanted = json.loads((folder / "metrics.json").read_text())
+    # Minutes are those of all calls.
+    (folder / "work/work/network/seconds.json").write_text("6000.0")
     # As if it had been killed after the network was trained.
     for name in ("metrics.json", "report.html", "model.keras", "work/model.keras"):
         (folder / name).unlink()
     result = align("--resume", "--out", folder)
     assert result.exit_code == 0, result.output
-    assert json.loads((folder / "metrics.json").read_text())["residuals"] == wanted["residuals"]
+    scores = json.loads((folder / "metrics.json").read_text())
+    assert scores["residuals"] == wanted["residuals"] and 0 < wanted["minutes"] < 100 < scores["minutes"]
     assert "complete" in align("--resume", "--out", folder).output
 
 
@@ -189,6 +192,38 @@ def test_a_folder_of_too_few_films(align, tmp_path):
     result = align("--data", tmp_path / "films", "--out", tmp_path / "run", *TINY)
     assert result.exit_code == 2 and "8 frontal films are too few" in result.output
     assert not (tmp_path / "run").exists()
+
+
+def test_a_source_without_frontal_test_films_is_split_anew():
+    import pandas as pd
+
+    from training.aligning.align_job import _AlignJob
+    from training.recipes.align import Recipe
+
+    table = pd.DataFrame({"path": [f"{k}.png" for k in range(60)], "split": "train"})
+    table["patient_id"] = [f"P{k}" for k in range(60)]
+    table["view"] = ["frontal"] * 50 + ["lateral"] * 10
+    table.loc[50:, "split"] = "test"
+    frontal, job, notes = (table["view"] == "frontal").to_numpy(), _AlignJob(Recipe(), None, None), []
+    parts, _ = job.split(table, frontal, notes)
+    assert 5 <= (frontal & (parts == "test")).sum() <= 15 and "too few frontal films" in notes[0]
+    table.loc[:9, "split"] = "test"
+    parts, _ = job.split(table, frontal, notes := [])
+    assert (parts == table["split"]).all() and notes == ["the source's own split"]
+
+
+@pytest.mark.parametrize("patients, held_out", [(2, 1), (3, 1), (10, 1), (12, 2), (60, 10)])
+def test_patients_are_left_to_learn_from_and_to_choose_by(patients, held_out):
+    groups = np.arange(120) % patients
+    chosen = fitting._held_out(120, groups, 0)
+    assert len(np.unique(groups[chosen])) == held_out and chosen.sum() == 120 // patients * held_out
+
+
+def test_films_of_one_patient_are_refused_first(tmp_path):
+    films = np.zeros((30, 32, 32), np.float32)
+    with pytest.raises(ValueError, match="all of these are of one"):
+        fitting.fit_aligner(films, tmp_path / "aligner", groups=["P"] * 30, size=32)
+    assert not (tmp_path / "aligner").exists()
 
 
 @pytest.mark.slow

@@ -105,7 +105,7 @@ class _AlignJob:
         self.recipe, self.folder, self.progress = recipe, folder, progress
 
     def run(self):
-        from training.aligning.fitting import fit_aligner
+        from training.aligning.fitting import LEAST_FILMS, fit_aligner
 
         recipe = self.recipe
         started = time.monotonic()
@@ -118,8 +118,16 @@ class _AlignJob:
                 "from; an aligner takes 40 and more"
             )
         parts, grouping = self.split(table, frontal, notes)
+        for part, least in (("train", LEAST_FILMS), ("test", 1)):
+            count = int((frontal & (parts == part)).sum())
+            if count < least:
+                raise ValueError(
+                    f"{recipe.data or 'the phantoms'}: {count} frontal films to {part} on, an aligner takes "
+                    f"{least} and more; give films of more patients"
+                )
         self.describe(table, frontal, parts, grouping, notes)
         train, test = frontal & (parts == "train"), frontal & (parts == "test")
+        read = time.monotonic() - started
         aligner = fit_aligner(
             pixels[train],
             self.folder / "work",
@@ -131,7 +139,8 @@ class _AlignJob:
             **{name: getattr(recipe, name) for name in ("learning_rate", "template_films", "foreign")},
             films=recipe.batch_size,
         )
-        seconds = time.monotonic() - started
+        # Of all calls of an interrupted run.
+        seconds = read + json.loads((self.folder / "work" / "seconds.json").read_text(encoding="utf-8"))
         scores, shown = self.measure(aligner, pixels[test], pixels[~frontal & (parts == "test")], table[test])
         scores["minutes"] = round(seconds / 60, 2)
         self.leave(aligner, scores, shown)
@@ -200,13 +209,18 @@ class _AlignJob:
         return np.asarray(inputs.pixels)[kept, ..., 0], table.iloc[kept].reset_index(drop=True)
 
     def split(self, table, frontal, notes):
-        """(part of each film, grouping): the source's own test films, else one in five patients."""
+        """(part of each film, grouping): the source's own test films where frontal ones are, else a fifth."""
         from kxray import data
+        from training.aligning.fitting import LEAST_FILMS
 
         grouping = data.film_groups(table)
-        if "split" in table.columns and (table["split"] == "test").any():
-            notes.append("the source's own split")
-            return np.where(table["split"] == "test", "test", "train"), grouping
+        if "split" in table.columns:
+            test = (table["split"] == "test").to_numpy()
+            if (frontal & test).any() and (frontal & ~test).sum() >= LEAST_FILMS:
+                notes.append("the source's own split")
+                return np.where(test, "test", "train"), grouping
+            if test.any():
+                notes.append("the source's own split has too few frontal films and is not used")
         view = np.where(frontal, "frontal", "lateral")
         split = data.patient_split(
             table, view, val=0.0, test=TEST_SHARE, seed=self.recipe.seed, grouping=grouping
@@ -261,7 +275,7 @@ class _AlignJob:
         kinds = residuals.refused_kinds(films, self.recipe.seed)
         if len(laterals):
             kinds["lateral films of the source"] = laterals
-        aligned = np.stack([warped(film, pose) for film, pose in zip(films, poses, strict=True)])
+        aligned = residuals.aligned(films, poses)
         scores = {
             "held_out_films": len(films),
             "residuals": residuals.summary(errors),
@@ -274,9 +288,7 @@ class _AlignJob:
                 "before": residuals.likeness(films),
                 "after": residuals.likeness(aligned),
                 "moved": residuals.likeness(moved[0]),
-                "moved_after": residuals.likeness(
-                    np.stack([warped(film, pose) for film, pose in zip(moved[0], found[0][0], strict=True)])
-                ),
+                "moved_after": residuals.likeness(residuals.aligned(moved[0], found[0][0])),
             },
         }
         truth = self.true_errors(table, poses)
@@ -336,13 +348,6 @@ def _phantom_side(table):
     from kxray import read_image
 
     return read_image(table["path"].iloc[0]).pixels.shape[1]
-
-
-def warped(film, pose) -> np.ndarray:
-    """A film (H, W) in the template's frame."""
-    from kxray.data.similarity import Similarity
-
-    return Similarity.from_pose(pose).warp(film)
 
 
 def _tell(console, folder, scores):

@@ -2,15 +2,17 @@
 
 import dataclasses
 import json
+import time
 from pathlib import Path
 
 import numpy as np
 
-from kxray.io.files import replacing, write_whole
+from kxray.io.files import read_npz, replacing, write_whole
 
 STEPS_PER_EPOCH = 40
 # Films whose groupwise registration makes the template; more only make the mean of more films.
 TEMPLATE_FILMS = 150
+LEAST_FILMS = 24
 # Every so many films one chooses the epoch and sets the limits of what is accepted.
 _HELD_OUT = 6
 _ACCEPTED = 0.985
@@ -58,10 +60,11 @@ def fit_aligner(
 
     Returns:
         keras.Model from films to {"aligned", "pose", "confidence"}, as `kxray.models.build("aligner")`.
-        `folder` holds it as model.keras, with template.npz and history.csv.
+        `folder` holds it as model.keras, with template.npz, history.csv and seconds.json: what template and
+        network took, over all calls.
 
     Raises:
-        ValueError: too few films, or an unknown option.
+        ValueError: too few films, films of one patient, or an unknown option.
     """
     from kxray import models
 
@@ -74,11 +77,15 @@ def fit_aligner(
     chosen = AlignerOptions(**{name: value for name, value in options.items() if value is not None})
     pixels = np.asarray(pixels)
     pixels = pixels[..., 0] if pixels.ndim == 4 else pixels
-    if pixels.ndim != 3 or len(pixels) < 24:
-        raise ValueError(f"an aligner needs 24 films (N, H, W) or more, got an array of {pixels.shape}")
+    if pixels.ndim != 3 or len(pixels) < LEAST_FILMS:
+        raise ValueError(
+            f"an aligner needs {LEAST_FILMS} films (N, H, W) or more, got an array of {pixels.shape}"
+        )
+    # Told before the template is made, which takes minutes.
+    _held_out(len(pixels), groups, seed)
     folder.mkdir(parents=True, exist_ok=True)
     films = small_copies(pixels, chosen.size)
-    template = _template(films, folder, chosen, seed, progress)
+    template, seconds = _template(films, folder, chosen, seed, progress)
     trainer, history = _trained(films, template, folder, (chosen, seed, progress), groups, laterals)
     aligner = models.build(
         "aligner",
@@ -91,6 +98,7 @@ def fit_aligner(
     from training import runs
 
     runs.write_table(folder / "history.csv", history)
+    write_whole(folder / "seconds.json", json.dumps(seconds + history.attrs["seconds"]))
     with replacing(folder / "model.keras") as temporary:
         aligner.save(temporary)
     return aligner
@@ -109,13 +117,14 @@ def small_copies(pixels, size) -> np.ndarray:
 
 
 def _template(films, folder, chosen, seed, progress):
-    """(template (size, size), poses (N, 4), scores (N,)) by groupwise registration; kept in template.npz."""
+    """((template (size, size), poses (N, 4), scores (N,)), seconds) by groupwise registration; kept."""
     from kxray.data import registration
     from training.aligning.foreign_films import resized
 
     path, kept = folder / "template.npz", folder / "work" / "poses.npz"
     if not kept.exists():
         kept.parent.mkdir(exist_ok=True)
+        began = time.monotonic()
         small = np.stack([resized(film, chosen.size) for film in films])
         first = np.random.default_rng(seed).permutation(len(small))
         first, others = np.split(first, [min(len(small), chosen.template_films)])
@@ -128,9 +137,10 @@ def _template(films, folder, chosen, seed, progress):
             poses[others], scores[others] = registration.register(small[others], template, progress=told)
         template.save(path)
         with replacing(kept) as temporary:
-            np.savez(temporary, pixels=template.pixels, poses=poses, scores=scores)
-    with np.load(kept) as found:
-        return found["pixels"], found["poses"], found["scores"]
+            seconds = time.monotonic() - began
+            np.savez(temporary, pixels=template.pixels, poses=poses, scores=scores, seconds=seconds)
+    found = read_npz(kept, ("pixels", "poses", "scores", "seconds"), "registration")
+    return (found["pixels"], found["poses"], found["scores"]), float(found["seconds"])
 
 
 def _bar(progress, name):
@@ -162,6 +172,11 @@ def _trained(films, template, folder, settings, groups, laterals):
         foreign = np.concatenate([foreign, laterals[np.arange(chosen.foreign // 2) % len(laterals)]])
     copies = Copies(films, poses, foreign, chosen.size)
     train, validation = (np.flatnonzero(sound & part) for part in (~held_out, held_out))
+    if not (len(train) and len(validation)):
+        raise ValueError(
+            f"of {len(films)} films registration found the chest on {len(train)} to learn from and "
+            f"{len(validation)} to choose the epoch by; are they frontal chests of several patients?"
+        )
     steps = max(2, min(STEPS_PER_EPOCH // 4, len(validation) // chosen.films + 1))
     validated = batches(copies, validation, films=chosen.films, seed=seed + 7919).take(steps).cache()
 
@@ -213,7 +228,10 @@ def _held_out(count, groups, seed):
     """Which films choose the epoch: one in six patients."""
     groups = np.arange(count) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
     number = groups.max() + 1
-    chosen = np.random.default_rng([seed, 11]).permutation(number)[: max(2, number // _HELD_OUT)]
+    if number < 2:
+        raise ValueError("an aligner learns from films of several patients, all of these are of one")
+    held_out = max(1, min(number - 1, number // _HELD_OUT))
+    chosen = np.random.default_rng([seed, 11]).permutation(number)[:held_out]
     return np.isin(groups, chosen)
 
 

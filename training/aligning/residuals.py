@@ -65,6 +65,11 @@ def summary(errors) -> dict:
     }
 
 
+def aligned(films, poses) -> np.ndarray:
+    """Films (N, H, W) in the template's frame."""
+    return np.stack([Similarity.from_pose(pose).warp(film) for film, pose in zip(films, poses, strict=True)])
+
+
 def found_by(aligner, films) -> tuple:
     """(poses (N, 4), confidences (N,)) that an aligner finds on films (N, H, W)."""
     poses, confidences = [], []
