@@ -104,13 +104,18 @@ def coverage(boxes, height, width):
     """How much of each cell of a grid lies inside boxes, float32 (N, height, width, L) in [0, 1].
 
     Args:
-        boxes: float (N, L, 4): x, y, width, height in shares of the film. NaN, and what lies outside of the
-            film, covers nothing.
+        boxes: float (N, L, 4): x, y, width, height in shares of the film. NaN covers nothing, nor does a box
+            of which more than half lies outside of the film; of others, what lies on it does.
         height, width: of the grid.
     """
     boxes = ops.cast(boxes, "float32")
     known = ops.all(ops.isfinite(boxes), axis=-1, keepdims=True)
     boxes = ops.where(known, boxes, 0.0)
+    start, length = boxes[..., :2], boxes[..., 2:]
+    left = ops.clip(start + length, 0.0, 1.0) - ops.clip(start, 0.0, 1.0)
+    # What augmentation moved off the film cannot be seen there. The tolerance is that of float32.
+    there = ops.prod(left, axis=-1, keepdims=True) >= 0.4999 * ops.prod(length, axis=-1, keepdims=True)
+    boxes = ops.where(there, boxes, 0.0)
 
     def along(start, length, cells):
         edges = ops.arange(cells, dtype="float32")

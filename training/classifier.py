@@ -63,7 +63,7 @@ class ClassifierOptions:
     cache: str = option(
         "memory",
         "Where network inputs are kept between epochs: in memory, on disk, or nowhere (none); stream also "
-        "reads no film before it is trained on, for collections that do not fit anywhere.",
+        "decodes no film before it is trained on, for collections that do not fit anywhere.",
         choices=("memory", "disk", "none", "stream"),
     )
     workers: int | None = option(None, "Decoding workers; one a core by default.", low=1)

@@ -29,6 +29,7 @@ class RunFilms:
             `training.streaming.measured`.
         thumbnails: uint8 (N, 32, 32); None where films are streamed.
         notes: what a reader of the report should know.
+        row_numbers: of the source's films, as a spreadsheet of its manifest numbers them, by position.
     """
 
     table: pd.DataFrame
@@ -37,6 +38,7 @@ class RunFilms:
     features: np.ndarray | None
     thumbnails: np.ndarray | None
     notes: tuple[str, ...]
+    row_numbers: tuple[int, ...] = ()
 
     @property
     def tested(self) -> pd.DataFrame:
@@ -153,8 +155,8 @@ def load(recipe, task, folder, progress) -> tuple[ClassifierTask, RunFilms]:
             data.write_skipped(problems, folder / "skipped.csv")
             notes.append(f"{len(problems)} broken rows were left out; skipped.csv lists them")
         table, inputs, own_notes = streaming.unread(recipe, task, table)
-        labels = _labels_of(task, table, len(inputs))
-        return task, RunFilms(table, inputs, labels, None, None, (*notes, *own_notes))
+        labels, notes = _labels_of(task, table, len(inputs)), (*notes, *own_notes)
+        return task, RunFilms(table, inputs, labels, None, None, notes, tuple(row_numbers))
 
     measured_path = folder / "work" / "measured.npz"
     measured = _Measurements(len(table))

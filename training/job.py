@@ -50,6 +50,7 @@ class ClassifierJob:
             tested, thumbnails=None if thumbnails is None else thumbnails[tested.index]
         )
         self.split = film_tables.split_films(recipe, self.task, tested, grouping)
+        self.check()
         self.describe()
         self.fitting = Fitting(
             recipe, self.task, self.films, self.folder, self.progress, (self.scope, self.replicas)
@@ -59,6 +60,24 @@ class ClassifierJob:
         started = time.monotonic()
         predictions, model, history = self.folds() if recipe.folds else self.one_split()
         return self.finish(predictions, model, history, time.monotonic() - started)
+
+    def check(self):
+        """Finds what would end the run after its training: unreadable films, an aligner that is none."""
+        recipe = self.recipe
+        checked = streaming.without_unreadable(self.films, self.split, recipe, self.folder, self.progress)
+        if checked is not None:
+            self.films, self.split = checked
+            film_tables.check_classes(self.task, self.films.tested, self.split.grouping)
+        if self.task.masking is None:
+            return
+        parts, rows = self.split.parts, self.films.tested.index.to_numpy()
+        if recipe.folds:
+            values, counts = np.unique(parts, return_counts=True)
+            rows = rows[parts != values[counts.argmax()]]
+            rows = rows[: int(len(rows) * (1 - film_tables.VALIDATION_SHARE))]
+        else:
+            rows = rows[parts == "train"]
+        self.task.masking.check(self.task, self.films, np.concatenate([rows, self.films.extra]))
 
     def describe(self):
         """Writes config.json and split.csv; a resumed run must find the films it was started on."""
@@ -86,6 +105,8 @@ class ClassifierJob:
             "dtype_policy": self.policy,
             "notes": [*self.films.notes, *self.split.notes, *starting],
         }
+        if self.task.masking is not None:
+            self.config["notes"] += self.task.masking.notes()
         if self.task.multilabel:
             counts = findings.counted(tested, self.task.labels)
             self.config["findings"] = counts.to_dict("index")
@@ -140,16 +161,19 @@ class ClassifierJob:
         if self.task.masking is None:
             return
         judged = [
-            localising.localise(model, self.task, self.films, rows, self.progress)
+            localising.localise(model, self.task, self.films, rows, self.progress, boxes=self.boxes_of(rows))
             for rows in (validation_rows, test_rows)
         ]
         kept = self.folder / "work" / f"places-{fold}.csv"
         runs.write_table(kept, localising.cut_by(*judged).assign(fold=fold))
 
+    def boxes_of(self, rows):
+        return self.task.masking.boxed(self.task, self.films, rows)
+
     def localised(self):
         """What the boxes of all tested films say, one row a box and kind of map."""
         kept = sorted((self.folder / "work").glob("places-*.csv"))
-        return pd.concat([localising.read_table(path) for path in kept], ignore_index=True)
+        return localising.joined(localising.read_table(path) for path in kept)
 
     def predictions(self, validation_rows, test_rows, fold):
         """Predictions of the last model's validation and test films, calibrated on its validation films."""
@@ -279,13 +303,15 @@ class ClassifierJob:
         """What the report says of where findings are looked for and seen; keeps the masks in RUN/masks."""
         from training.report import localisation
 
-        boxes = localising.boxed_findings(self.task, self.films, test["position"])
+        boxes = self.boxes_of(test["position"])
         pairs = localisation.choose_examples(boxes, self.task.labels, self.recipe.seed)
         places = self.localised()
         cuts = places["fraction"][places["map"] == EVIDENCE]
         cut = float(cuts.median()) if len(cuts) else localising.USUAL_FRACTION
         examples = localisation.example_films(model, self.task, self.films, pairs, cut)
         return {
-            "localisation": localisation.section(scores["localisation"], examples),
+            "localisation": localisation.section(
+                scores["localisation"], examples, seen=bool(self.recipe.folds)
+            ),
             "masks": self.task.masking.keep_masks(self.folder / self.latest, self.folder),
         }

@@ -36,32 +36,37 @@ def boxed_findings(task, films, rows) -> pd.DataFrame:
         outside of the film.
 
     Raises:
-        kxray.io.FilmError: a film that cannot be read.
+        kxray.io.FilmError: a film whose header cannot be read; no film is decoded.
     """
-    from kxray.io import read_image
+    from training.film_headers import film_size
 
+    if "boxes" not in films.table.columns:
+        return pd.DataFrame(columns=_TRUTH)
     found = []
-    cells = films.table["boxes"].reindex(rows) if "boxes" in films.table.columns else pd.Series(dtype=object)
-    for position, cell in cells.items():
+    table = films.table.loc[films.table.index.intersection(rows, sort=False)]
+    columns = (table[name].tolist() for name in ("boxes", "path", "patient_id"))
+    for position, cell, path, patient in zip(table.index.tolist(), *columns, strict=True):
         boxes = (
             [box for box in cell if box["finding"] in task.labels] if isinstance(cell, list | tuple) else []
         )
         if not boxes:
             continue
-        film = films.table.loc[position]
-        height, width = read_image(film["path"]).pixels.shape
+        height, width = film_size(path)
         counts = dict.fromkeys(task.labels, 0)
         for box in boxes:
             name = box["finding"]
-            left, right = np.clip([box["x"], box["x"] + box["width"]], 0, width) / width
-            top, bottom = np.clip([box["y"], box["y"] + box["height"]], 0, height) / height
+            left, right = (_share(box["x"] + far, width) for far in (0, box["width"]))
+            top, bottom = (_share(box["y"] + far, height) for far in (0, box["height"]))
             if films.labels[position, task.labels.index(name)] == 0 or right <= left or bottom <= top:
                 continue
             place = (left, top, right - left, bottom - top)
-            patient = film["patient_id"] or f"film {film['path']}"
-            found.append((position, film["path"], patient, name, counts[name], *place))
+            found.append((position, path, patient or f"film {path}", name, counts[name], *place))
             counts[name] += 1
     return pd.DataFrame(found, columns=_TRUTH)
+
+
+def _share(place, side):
+    return min(max(place, 0), side) / side
 
 
 def localise(model, task, films, rows, progress=None, *, boxes=None) -> pd.DataFrame:
@@ -104,7 +109,13 @@ def localise(model, task, films, rows, progress=None, *, boxes=None) -> pd.DataF
     columns = ["pointing_game", "outside_inside_ratio", *_overlap_columns()]
     if not tables:
         return pd.DataFrame(columns=[*_TRUTH, "map", *columns])
-    return pd.concat(tables, ignore_index=True)
+    return joined(tables)
+
+
+def joined(tables) -> pd.DataFrame:
+    """Tables one below the other; one without rows has no say in what kind of values a column holds."""
+    tables = list(tables)
+    return pd.concat([table for table in tables if len(table)] or tables[:1], ignore_index=True)
 
 
 def column_of(measure, fraction) -> str:
@@ -246,9 +257,17 @@ def weighted_medians(values, weights) -> np.ndarray:
 
 
 def with_interval(value, draws) -> dict:
-    """{value, low, high}: the middle 95% of the draws; NaN where fewer than half of them are defined."""
-    draws = np.asarray(draws)[np.isfinite(draws)]
-    low, high = np.quantile(draws, [0.025, 0.975]) if len(draws) >= RESAMPLES / 2 else (np.nan, np.nan)
+    """{value, low, high}: the middle 95% of the draws; NaN where fewer than half of them are defined.
+
+    Draws may be infinite, and with them the ends.
+    """
+    draws = np.asarray(draws, float)
+    draws = draws[~np.isnan(draws)]
+    low = high = np.nan
+    if len(draws) >= RESAMPLES / 2:
+        # There is nothing between a number and infinity.
+        method = "linear" if np.isfinite(draws).all() else "inverted_cdf"
+        low, high = np.quantile(draws, [0.025, 0.975], method=method)
     return {"value": float(value), "low": float(low), "high": float(high)}
 
 
@@ -333,6 +352,6 @@ def _scored(rows, seed):
 
 def _known_mean(values):
     """Means (B,) of (findings, B) over the findings that a draw defines."""
-    known = np.isfinite(values)
+    known = ~np.isnan(values)
     with np.errstate(invalid="ignore"):
         return np.where(known, values, 0).sum(axis=0) / known.sum(axis=0)

@@ -6,7 +6,10 @@ import numpy as np
 
 # As many films say how chests lie; more only cost time.
 MOST_ALIGNED_ON = 1000
+MOST_LATERALS = 200
 _BATCH = 64
+# What `training.aligning.fit_aligner` takes at least.
+_FEWEST_ALIGNED_ON = 24
 
 
 class Masking:
@@ -22,6 +25,38 @@ class Masking:
         self.recipe = recipe
         self._films = self._found = None
 
+    def check(self, task, films, rows) -> None:
+        """Finds what would end a training, before the first one begins.
+
+        Args:
+            task, films: ClassifierTask with its labels, and RunFilms.
+            rows: positions of the films of the smallest training.
+
+        Raises:
+            ValueError, FileNotFoundError: too few films to align by, a run that is no aligner, or pictures
+                that are not masks of the task's diseases.
+        """
+        from kxray import models
+        from kxray.data.masks import DiseaseMasks
+
+        align, pictures = self.recipe.align, self.recipe.masks
+        frontal = len(_by_view(films.table, np.asarray(rows))[0])
+        if align == "auto" and frontal < _FEWEST_ALIGNED_ON:
+            raise ValueError(
+                f"--align auto learns from {_FEWEST_ALIGNED_ON} frontal training films or more, there are "
+                f"{frontal}; give --align none or a run of the recipe align"
+            )
+        if align not in ("auto", "none"):
+            models.load_aligner(align)
+        if pictures is not None and self.recipe.masking == "masks":
+            DiseaseMasks.uniform(task.labels).with_pictures(pictures)
+
+    def notes(self) -> list[str]:
+        """What a reader of the scores should know of how films were aligned."""
+        if self.recipe.align in ("auto", "none"):
+            return []
+        return [f"films were aligned by {self.recipe.align}, which may have seen test films, without labels"]
+
     def boxes(self, task, films, rows, seed):
         """One box a finding for the loss, float32 (films, L, 4), of the training films that may show theirs.
 
@@ -33,25 +68,30 @@ class Masking:
             seed: of the training; it chooses the films where `box_share` is below 1.
 
         Returns:
-            x, y, width, height in shares of the film's sides, NaN for none; None where no box is used.
+            x, y, width, height in shares of the film's sides, NaN for none. None where boxes do not teach,
+            which holds for all trainings of a run alike (`trained`), as they share one compiled network.
         """
-        if not self.recipe.box_loss:
-            return None
-        used = self.used(task, films, rows, seed)
-        if not len(used):
+        if not self._teach(task, films):
             return None
         boxes = np.full((len(films.inputs), len(task.labels), 4), np.nan, np.float32)
-        for (position, name), group in used.groupby(["position", "finding"]):
-            low = group[["x", "y"]].min().to_numpy(float)
-            high = np.max(
-                group[["x", "y"]].to_numpy(float) + group[["width", "height"]].to_numpy(float), axis=0
+        used = self.used(task, films, rows, seed)
+        if len(used):
+            ends = used.assign(right=used["x"] + used["width"], bottom=used["y"] + used["height"])
+            sides = ends.groupby(["position", "finding"], sort=False).agg(
+                {"x": "min", "y": "min", "right": "max", "bottom": "max"}
             )
-            boxes[position, task.labels.index(name)] = [*low, *(high - low)]
+            x, y, right, bottom = sides.to_numpy(float).T
+            positions, names = zip(*sides.index, strict=True)
+            labels = [task.labels.index(name) for name in names]
+            boxes[list(positions), labels] = np.stack([x, y, right - x, bottom - y], axis=1)
         return boxes
+
+    def _teach(self, task, films):
+        return bool(self.recipe.box_loss) and len(self.boxed(task, films)) > 0
 
     def used(self, task, films, rows, seed):
         """The boxes of `training.localising.boxed_findings` that this training uses."""
-        found = self._boxed(task, films)
+        found = self.boxed(task, films)
         mine = found[found["position"].isin(rows)]
         boxed = np.unique(mine["position"])
         count = int(np.ceil(self.recipe.box_share * len(boxed)))
@@ -64,7 +104,7 @@ class Masking:
         from training.box_loss import FindingsAndBoxes, with_packed_evidence
         from training.finding_loss import FindingsCrossentropy
 
-        if not self.recipe.box_loss or not len(self._boxed(task, films)):
+        if not self._teach(task, films):
             return model, FindingsCrossentropy()
         whole, size = with_packed_evidence(model)
         return whole, FindingsAndBoxes(len(task.labels), size, self.recipe.box_loss)
@@ -81,6 +121,7 @@ class Masking:
             progress: rich progress with a `facts` field.
         """
         from kxray import models
+        from kxray.data.masks import DiseaseMasks
 
         folder, regions = Path(folder), None
         if self.recipe.align != "none":
@@ -89,12 +130,18 @@ class Masking:
             regions = _regions(Path(place))
         if self.recipe.masking != "masks":
             return
-        masks = self.masks(model, task, films, rows, seed, regions)
-        masks.save(folder / "masks")
+        if (folder / "masks" / "masks.npz").is_file():
+            # What a training began with, whatever was done to boxes or pictures since.
+            masks = DiseaseMasks.load(folder / "masks")
+        else:
+            masks = self.masks(model, task, films, rows, seed, regions)
+            masks.save(folder / "masks")
         models.set_masks(model, masks)
 
     def keep_masks(self, folder, run):
         """Copies the masks of a training to RUN/masks, and draws them; None where it has none.
+
+        The template of its aligner goes to RUN/template.npz, where `--align RUN` finds it.
 
         Args:
             folder: of the training.
@@ -104,12 +151,14 @@ class Masking:
         from training.report.mask_plots import disease_mask_panels
 
         folder = Path(folder)
+        places = {"auto": folder / "aligner", "none": folder}
+        template = _template(places.get(self.recipe.align, Path(self.recipe.align)))
+        if template is not None:
+            template.save(Path(run) / "template.npz")
         if not (folder / "masks").is_dir():
             return None
         masks = DiseaseMasks.load(folder / "masks")
         masks.save(Path(run) / "masks")
-        places = {"auto": folder / "aligner", "none": folder}
-        template = _template(places.get(self.recipe.align, Path(self.recipe.align)))
         return disease_mask_panels(masks, None if template is None else template.pixels)
 
     def masks(self, model, task, films, rows, seed, regions=None):
@@ -127,8 +176,13 @@ class Masking:
         if self.recipe.align != "auto":
             return Path(self.recipe.align)
         if not (folder / "model.keras").is_file():
-            few = np.sort(np.random.default_rng([seed, 6]).permutation(rows)[:MOST_ALIGNED_ON])
+            frontal, lateral = _by_view(films.table, np.asarray(rows))
+            few = np.sort(np.random.default_rng([seed, 6]).permutation(frontal)[:MOST_ALIGNED_ON])
+            others = np.sort(np.random.default_rng([seed, 8]).permutation(lateral)[:MOST_LATERALS])
             pixels = np.concatenate(list(films.inputs.batches(few, _BATCH)))
+            laterals = None
+            if len(others):
+                laterals = np.concatenate(list(films.inputs.batches(others, _BATCH)))[..., 0]
             chosen = films.table.loc[few]
             fit_aligner(
                 pixels,
@@ -137,6 +191,7 @@ class Masking:
                 image_size=task.image_size,
                 progress=progress,
                 groups=chosen["patient_id"].where(chosen["patient_id"] != "", chosen["path"]).to_numpy(),
+                laterals=laterals,
                 epochs=self.recipe.align_epochs,
             )
         return folder
@@ -168,7 +223,8 @@ class Masking:
             poses += [pose if sure >= 0.5 else None for pose, sure in zip(found, confidence, strict=True)]
         return poses
 
-    def _boxed(self, task, films):
+    def boxed(self, task, films, rows=None):
+        """What `training.localising.boxed_findings` says of all films, or of some positions; found once."""
         from training.localising import boxed_findings
 
         if self._films is not films:
@@ -176,7 +232,17 @@ class Masking:
             table = films.table
             boxed = table.index[table["boxes"].map(bool)] if "boxes" in table.columns else []
             self._films, self._found = films, boxed_findings(task, films, boxed)
-        return self._found
+        if rows is None:
+            return self._found
+        return self._found[self._found["position"].isin(rows)].reset_index(drop=True)
+
+
+def _by_view(table, rows):
+    """(rows of films that are to be aligned, rows of those that the source says are lateral)."""
+    if "view" not in table.columns:
+        return rows, rows[:0]
+    lateral = (table.loc[rows, "view"] == "lateral").to_numpy()
+    return rows[~lateral], rows[lateral]
 
 
 def _regions(place):

@@ -1,13 +1,19 @@
-"""Collections that are not read before they are trained on: `--cache stream`."""
+"""Collections whose films are not decoded before they are trained on: `--cache stream`."""
 
+import concurrent.futures
 import dataclasses
 import hashlib
 import os
 
 import numpy as np
+import pandas as pd
+
+from kxray.io.parallel import available_cores
+from training.film_headers import film_problem
 
 # Films that the no-anatomy baseline is grown on.
 MOST_BASELINE_FILMS = 4000
+_FILES_AT_ONCE = 128
 
 
 def unread(recipe, task, table) -> tuple:
@@ -30,7 +36,7 @@ def unread(recipe, task, table) -> tuple:
     unknown = int((table["patient_id"] == "").sum())
     if unknown:
         raise ValueError(
-            f"--cache stream reads no film before it is trained on, and only that would tell which of "
+            f"--cache stream decodes no film before it is trained on, and only that would tell which of "
             f"{unknown} films without a patient_id show the same patient; give each one, or use --cache disk"
         )
     notes = ["films are streamed: nobody looked for copies that are filed under two patients"]
@@ -46,6 +52,66 @@ def unread(recipe, task, table) -> tuple:
         min_side=task.min_side,
     )
     return table[~leaks], inputs, notes
+
+
+def without_unreadable(films, split, recipe, folder, progress):
+    """Looks at the files of films that are not decoded before the training is over: those of its other parts.
+
+    Args:
+        films: RunFilms.
+        split: `kxray.data.Split` of the tested films.
+        recipe: its folds, skip_bad and data.
+        folder: of the run; with `skip_bad` skipped.csv lists what was left out.
+        progress: rich progress with a `facts` field.
+
+    Returns:
+        (films, split) without the unreadable ones; None where nothing was left out, or films are not
+        streamed.
+
+    Raises:
+        kxray.data.ManifestError: unreadable films, unless the recipe skips them.
+    """
+    from kxray import data
+
+    if films.features is not None:
+        return None
+    tested = films.tested
+    judged = np.ones(len(tested), bool) if recipe.folds else np.isin(split.parts, ("val", "test"))
+    paths, least = tested["path"][judged].tolist(), films.inputs.stream.get("min_side", 1)
+    bar, found = progress.add_task("checking files", total=len(paths), facts=""), []
+    places = range(0, len(paths), _FILES_AT_ONCE)
+
+    def problems_from(start):
+        return [film_problem(path, least) for path in paths[start : start + _FILES_AT_ONCE]]
+
+    with concurrent.futures.ThreadPoolExecutor(available_cores()) as pool:
+        for start, problems in zip(places, pool.map(problems_from, places), strict=True):
+            numbered = enumerate(problems, start)
+            found += [(tested.index[judged][at], problem) for at, problem in numbered if problem is not None]
+            progress.update(bar, completed=start + len(problems))
+    if not found:
+        return None
+    positions = [position for position, _ in found]
+    numbers = films.row_numbers
+    bad = pd.DataFrame(
+        {
+            "row": [numbers[position] if position < len(numbers) else -1 for position in positions],
+            "path": tested["path"][positions].tolist(),
+            "column": "path",
+            "problem": [f"unreadable film: {problem}" for _, problem in found],
+        }
+    )
+    if not recipe.skip_bad:
+        raise data.ManifestError(bad, recipe.data)
+    skipped = folder / "skipped.csv"
+    listed = pd.concat([pd.read_csv(skipped), bad]).drop_duplicates() if skipped.exists() else bad
+    data.write_skipped(listed, skipped)
+    kept = ~tested.index.isin(positions)
+    note = f"{len(bad)} unreadable films to validate and test on were left out; skipped.csv lists them"
+    return (
+        dataclasses.replace(films, table=films.table.drop(index=positions), notes=(*films.notes, note)),
+        dataclasses.replace(split, parts=split.parts[kept], grouping=split.grouping.take(kept)),
+    )
 
 
 def measured(films, tested_rows, seed, progress):
@@ -88,7 +154,8 @@ def fingerprint(films) -> str:
     table = films.table.drop(columns="training_only")
     if films.features is not None:
         return data.fingerprint(table)
-    known = [name for name in (*data.finding_columns(table), "label", "view") if name in table.columns]
+    labels = (*data.finding_columns(table), "label", "view", "boxes")
+    known = [name for name in labels if name in table.columns]
     digest = hashlib.sha256()
     sizes = [os.stat(path).st_size for path in table["path"]]
     names = [os.path.basename(path) for path in table["path"]]

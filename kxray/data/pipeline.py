@@ -307,7 +307,8 @@ def training_batches(
         batch_size: films a batch; the last batch of an epoch may be smaller.
         seed: int.
         augment: layers with `num_draws` and `call(images, draws=)`, such as `kxray.layers.RandomAffine`,
-            applied in order. Those that move what a film shows have `move_boxes` as well.
+            applied in order. With boxes they need `move_boxes(boxes, draws, height, width)` as well, also
+            those that leave everything in its place.
         first_epoch: where to start.
         replicas: devices that share each batch. A batch that does not divide among them is filled up with
             films of weight 0, and its other weights are raised so that its mean loss stays what it was.
@@ -317,9 +318,18 @@ def training_batches(
     Returns:
         tf.data.Dataset of (float32 (B, h, w, 1) or what else `inputs` holds, (B, units), (B,)),
         `steps_per_epoch` batches an epoch; with boxes the targets are (B, units + 4 K).
+
+    Raises:
+        ValueError: boxes, and a layer that does not say where it moves them.
     """
     import tensorflow as tf
 
+    still = [type(layer).__name__ for layer in augment if not hasattr(layer, "move_boxes")]
+    if boxes is not None and still:
+        raise ValueError(
+            f"augment: {', '.join(still)} has no move_boxes, so that boxes would stay behind as films move; "
+            "add it, or train without boxes"
+        )
     labels = tf.constant(np.asarray(labels, np.float32))
     weights = tf.constant(np.asarray(weights, np.float32))
     order = tf.constant(np.asarray(indices, np.int64))
@@ -346,7 +356,7 @@ def training_batches(
             )
             for layer, own_draws in zip(augment, tf.split(draws, counts, axis=1), strict=True):
                 pixels = layer(pixels, draws=own_draws)
-                if placed is not None and hasattr(layer, "move_boxes"):
+                if placed is not None:
                     placed = layer.move_boxes(placed, own_draws, *inputs.shape[:2])
         if placed is not None:
             columns = tf.reshape(placed, (tf.shape(placed)[0], 4 * boxes.shape[1]))

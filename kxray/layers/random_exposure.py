@@ -42,6 +42,10 @@ class RandomExposure(keras.layers.Layer):
         self.seed_generator = keras.random.SeedGenerator(seed)
         self.built = True
 
+    def move_boxes(self, boxes, draws, height, width):
+        """Boxes (N, K, 4) as they are: nothing is moved. See `RandomAffine.move_boxes`."""
+        return boxes
+
     def call(self, images, draws=None, training=True):
         if not training:
             return images

@@ -10,7 +10,7 @@ from PIL import Image
 
 from kxray.data import pipeline
 from kxray.io import FilmError, encode_png16, read_image
-from kxray.layers import RandomAffine, RandomDihedral, film_input
+from kxray.layers import RandomAffine, RandomDihedral, RandomExposure, film_input
 from kxray.spec import ModelSpec
 
 SPEC = ModelSpec("view_cnn", ("frontal", "lateral"), "binary", (12, 10))
@@ -308,6 +308,24 @@ def test_boxes_move_with_what_they_are_around():
             around = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
             np.testing.assert_allclose([x, y, x + width, y + height], around, atol=1.5)
             assert np.isnan(target[5:]).all()
+
+
+def test_boxes_never_stay_behind_as_films_move():
+    class Shift:
+        num_draws = 1
+
+    arguments = (
+        pipeline.ArrayInputs(np.zeros((4, 8, 8, 1), "float32")),
+        np.zeros((4, 1)),
+        np.ones(4),
+        range(4),
+    )
+    options = {"batch_size": 2, "seed": 0, "boxes": np.zeros((4, 1, 4))}
+    with pytest.raises(ValueError, match="Shift has no move_boxes"):
+        pipeline.training_batches(*arguments, **options, augment=(RandomAffine(dtype="float32"), Shift()))
+    exposed = RandomExposure(dtype="float32")
+    for _, targets, _ in pipeline.training_batches(*arguments, **options, augment=(exposed,)).take(1):
+        assert not targets.numpy().any()
 
 
 def test_films_are_the_same_with_boxes_and_without(paths, tmp_path):

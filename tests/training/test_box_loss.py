@@ -25,10 +25,18 @@ def test_coverage_of_cells_by_hand():
 
 
 def test_a_box_off_the_film_covers_only_what_is_on_it():
-    box = np.array([[[-0.5, -0.5, 1.0, 1.0]], [[1.5, 0.0, 0.5, 0.5]]], np.float32)
+    box = np.array([[[-0.25, -0.25, 1.0, 1.0]], [[1.5, 0.0, 0.5, 0.5]]], np.float32)
     covered = keras.ops.convert_to_numpy(box_loss.coverage(box, 4, 4))[..., 0]
-    assert covered[0].sum() == 4 and covered[0, :2, :2].all()
+    assert covered[0].sum() == 9 and covered[0, :3, :3].all()
     assert not covered[1].any()
+
+
+def test_a_box_that_is_mostly_off_the_film_asks_for_nothing():
+    half, less = [-0.25, 0.0, 0.5, 0.5], [-0.3, 0.0, 0.5, 0.5]
+    covered = keras.ops.convert_to_numpy(box_loss.coverage(np.array([[half, less]], np.float32), 4, 4))
+    assert covered[0, ..., 0].sum() == 2 and not covered[0, ..., 1].any()
+    assert share_of(np.zeros((4, 4)), half) == pytest.approx(2 / 16, rel=1e-5)
+    assert share_of(np.zeros((4, 4)), less) == 1
 
 
 def test_even_evidence_is_as_far_as_the_box_is_small():
@@ -89,6 +97,28 @@ def test_both_terms_and_targets_without_boxes():
     assert float(both) == pytest.approx(expected, rel=1e-5)
     again = keras.losses.deserialize(keras.losses.serialize(loss))
     assert float(again(targets, packed)) == pytest.approx(float(plain), rel=1e-6)
+
+
+def test_trainings_with_and_without_boxes_share_one_compiled_network():
+    from kxray import models
+
+    random = np.random.default_rng(0)
+    films = random.uniform(0, 1, (8, 32, 32, 1)).astype("float32")
+    targets = finding_loss.weighted_targets((np.arange(8) % 2 == 0)[:, None].astype(float), np.ones(1))
+    model = models.build(
+        "masked_densenet",
+        num_labels=1,
+        image_size=(32, 32),
+        backbone="small_densenet",
+        masking="none",
+        align=False,
+    )
+    trained, size = box_loss.with_packed_evidence(model)
+    trained.compile("sgd", box_loss.FindingsAndBoxes(1, size, 1.0))
+    for box in ([0.2, 0.2, 0.5, 0.5], NONE):
+        boxes = np.tile(np.float32(box), (8, 1))
+        history = trained.fit(films, np.concatenate([targets, boxes], axis=1), batch_size=4, verbose=0)
+        assert np.isfinite(history.history["loss"]).all()
 
 
 def test_training_moves_evidence_into_the_boxes():

@@ -195,7 +195,7 @@ def test_scores_by_hand():
         ((0.6, 0.5), (1.0, 0.5), "they tell findings apart worse"),
         ((0.9, 0.5), (0.9, 0.5), "no gain or loss in telling findings apart"),
         ((1.0, 0.3), (1.0, 0.2), "localises no better than the mask alone"),
-        ((1.0, 0.1), (1.0, 0.0), "the mask alone, which has not seen the film, localises better"),
+        ((1.0, 0.1), (1.0, 0.0), "the mask alone, laid without what is in the lungs, localises"),
         ((1.0, 0.9), (1.0, 0.2), "knows more of the place than the mask alone"),
         ((0.5, 0.9), (0.5, 0.2), "shortcut likely"),
     ],
@@ -219,6 +219,10 @@ def test_draws_are_paired_and_the_first_is_the_set():
     np.testing.assert_array_equal(weights[:, 0], weights[:, 2])
     np.testing.assert_array_equal(weights[:, 0] + weights[:, 1], 2)
     assert set(draws.of_seeds([1])[:, 0]) == {0, 1, 2}
+    with pytest.raises(ValueError, match="'c' is not among the 2 groups"):
+        draws.of_groups(["a", "c"])
+    with pytest.raises(ValueError, match="7 is not among the 2"):
+        draws.of_seeds([0, 7])
 
 
 def test_judged_boxes_come_back_as_they_were_kept(tmp_path):

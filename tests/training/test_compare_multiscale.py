@@ -95,6 +95,7 @@ def test_films_without_size_classes_are_relabelled(compare, fillets, tmp_path):
         (("--folds", 1), "give --folds 2 or more, or --split"),
         (("--folds", 3, "--split", "7:1:2"), "exclude each other"),
         (("--classes", 1), "--classes 1 splits nothing"),
+        (("--cache", "stream"), "a comparison reads its films first"),
         (("--candidates", "seed=4"), "a candidate shares seed with the others"),
         (("--candidates", "backbone=vgg"), "backbone=vgg: 'vgg' is not one of"),
         (("--candidates", "bakcbone=xception"), "expected name=value with an option's name"),

@@ -135,6 +135,7 @@ def test_shuffled_labels_score_by_chance(compare, fillets, tmp_path):
         (("--folds", 1), "give --folds 2 or more, or --split"),
         (("--folds", 3, "--split", "7:1:2"), "exclude each other"),
         (("--folds", 40), "too few for --folds 40"),
+        (("--cache", "stream"), "a comparison reads its films first"),
         (("--labels", "bone"), "--labels takes two labels or more"),
         (("--labels", "bone,scale"), "--labels: no 'scale'; column 'label' has bone, no_bone"),
         (("--phantoms", 0), "0 is not in the range x>=1"),

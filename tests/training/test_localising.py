@@ -114,15 +114,27 @@ def test_masks_alone_are_laid_on_the_film(tmp_path, align):
     from training.evidence_maps import MapMaker
 
     films, model = planted(tmp_path), masked(align)
+    place = np.array([0.25, -0.25])
+    if align:
+        from kxray.data.similarity import Similarity
+
+        layer = model.get_layer("align")
+        # Every film leans, is small, and lies left and low.
+        layer.motion.bias.assign([0.12, -0.1, -0.12, 0.1])
+        pose = np.asarray(layer.localise(np.zeros((1, SIDE, SIDE, 1), "float32"))[0])[0]
+        assert pose[0] > 0.2 and pose[2] < -0.15 and pose[3] > 0.1
+        place = Similarity.from_pose(pose).apply(place)
+        assert np.abs(place - (0.25, -0.25)).max() > 0.15
     maker = MapMaker(model)
     assert maker.method == "evidence" and maker.attends
     (pixels,) = films.inputs.batches(np.arange(4), 4)
     labels = np.ones(4, int)
     maps = maker(pixels, labels)
     assert maps[EVIDENCE].shape == maps[MASK_ALONE].shape == (4, SIDE, SIDE)
-    # An aligner that was not trained leaves films as they are.
-    row, column = np.unravel_index(maps[MASK_ALONE].sum(axis=0).argmax(), (SIDE, SIDE))
-    assert 4 <= row < 12 and 20 <= column < 28
+    for mask in maps[MASK_ALONE]:
+        rows, columns = np.nonzero(mask > 0.5 * mask.max())
+        middle = np.array([columns.mean(), rows.mean()]) + 0.5
+        np.testing.assert_allclose(middle / SIDE - 0.5, place, atol=0.04)
     before = [layer.masks.numpy() for layer in model.layers if hasattr(layer, "set_masks")]
     plain = maker.without_masks(pixels, labels)
     assert np.abs(plain - maps[EVIDENCE]).max() > 0
@@ -211,6 +223,78 @@ def test_medians_and_means_leave_out_what_is_undefined():
     assert localising.weighted_means(np.array([1, np.nan, 3.0]), np.ones((1, 3)))[0] == 2
 
 
+def test_infinite_ratios_are_kept_in_means_and_intervals():
+    draws = np.array([1.0] * 500 + [np.inf] * 400 + [np.nan] * 100)
+    told = localising.with_interval(1.0, draws)
+    assert told == {"value": 1, "low": 1, "high": np.inf}
+    assert np.isnan(localising.with_interval(1.0, np.full(1000, np.nan))["low"])
+    means = localising._known_mean(np.array([[1.0, 1.0, np.nan], [np.inf, 3.0, np.nan]]))
+    assert np.isinf(means[0]) and means[1] == 2 and np.isnan(means[2])
+    table = boxes_of([1] * 4, [0.3] * 4, ["a", "a", "b", "b"]).assign(
+        outside_inside_ratio=[1, 1, np.inf, np.inf]
+    )
+    found = localising.summary(pd.concat([table, table.assign(map=UNIFORM)]))["maps"][EVIDENCE]
+    assert np.isinf(found["mean"]["outside_inside_ratio"]["value"])
+    assert found["findings"]["a"]["outside_inside_ratio"] == {"value": 1, "low": 1, "high": 1}
+
+
+def test_tables_without_rows_change_no_other(recwarn):
+    table = boxes_of([1, 0], [0.3, 0.2], ["a", "b"])
+    pd.testing.assert_frame_equal(localising.joined([table[:0].astype(object), table]), table)
+    assert not len(localising.joined([table[:0], table[:0]])) and not len(recwarn)
+
+
+def test_sizes_come_from_headers_and_damage_is_named(tmp_path, monkeypatch):
+    from PIL import Image
+
+    from kxray.io import FilmError, write_png16
+    from training import film_headers
+
+    grey = np.random.default_rng(0).integers(0, 255, (40, 56), np.uint8)
+    for name in ("film.png", "film.jpg", "film.tif"):
+        Image.fromarray(grey).save(tmp_path / name)
+        assert film_headers.film_problem(tmp_path / name) is None
+    write_png16(tmp_path / "deep.png", grey / 255)
+    assert film_headers.film_problem(tmp_path / "deep.png") is None
+    colour = np.stack([grey, grey, grey[::-1]], axis=-1)
+    Image.fromarray(colour).save(tmp_path / "colour.png")
+    whole = {name: (tmp_path / name).read_bytes() for name in ("film.png", "film.jpg")}
+    (tmp_path / "cut.png").write_bytes(whole["film.png"][:-30])
+    (tmp_path / "cut.jpg").write_bytes(whole["film.jpg"][:-60])
+    flipped = bytearray(whole["film.png"])
+    flipped[len(flipped) // 2] ^= 255
+    (tmp_path / "flipped.png").write_bytes(flipped)
+    (tmp_path / "text.png").write_text("no film")
+    for name in ("colour.png", "cut.png", "cut.jpg", "flipped.png", "text.png", "absent.png"):
+        problem = film_headers.film_problem(tmp_path / name)
+        assert problem.startswith(str(tmp_path / name)) and "\n" not in problem
+    assert "64 a side" in film_headers.film_problem(tmp_path / "film.png", min_side=64)
+    with pytest.raises(FilmError, match="no such file"):
+        film_headers.film_size(tmp_path / "absent.png")
+    monkeypatch.setattr("kxray.io.read_image", None)
+    for name in ("film.png", "film.jpg", "film.tif", "deep.png"):
+        assert film_headers.film_size(tmp_path / name) == (40, 56)
+
+
+def test_the_size_of_a_dicom_film_comes_from_its_header(tmp_path, monkeypatch):
+    from pydicom.dataset import Dataset, FileMetaDataset
+    from pydicom.uid import ExplicitVRLittleEndian
+
+    from training import film_headers
+
+    film = Dataset()
+    film.file_meta = FileMetaDataset()
+    film.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    film.SOPClassUID, film.SOPInstanceUID, film.Modality = "1.2.840.10008.5.1.4.1.1.1.1", "1.2.3", "DX"
+    film.Rows, film.Columns, film.SamplesPerPixel, film.PhotometricInterpretation = 30, 20, 1, "MONOCHROME2"
+    film.BitsAllocated, film.BitsStored, film.HighBit, film.PixelRepresentation = 16, 12, 11, 0
+    film.PixelData = bytes(2 * 30 * 20)
+    film.save_as(tmp_path / "film.dcm", enforce_file_format=True)
+    monkeypatch.setattr("kxray.io.read_image", None)
+    assert film_headers.film_size(tmp_path / "film.dcm") == (30, 20)
+    assert film_headers.film_problem(tmp_path / "film.dcm") is None
+
+
 def test_examples_are_one_of_each_finding_and_drawn(tmp_path):
     films = planted(tmp_path)
     boxes = localising.boxed_findings(TASK, films, range(12))
@@ -227,13 +311,22 @@ def test_the_section_says_whether_the_map_beats_chance(tmp_path):
 
     films = planted(tmp_path)
     table = localising.localise(grey_net(), TASK, films, range(12))
-    shown = localisation.section(localising.summary(localising.cut_by(table, table)), [])
-    assert "more than the uniform map" in shown["verdict"]
+    few = localisation.section(localising.summary(localising.cut_by(table, table)), [])
+    assert few["verdict"].endswith("too few patients (6) to tell.")
+    # As many films of as many patients, twice.
+    table = pd.concat([table, table.assign(patient="other " + table["patient"])], ignore_index=True)
+    shown = localisation.section(localising.summary(localising.cut_by(table, table)), [], seen=True)
+    assert "more than the uniform map reaches without looking at the film" in shown["verdict"]
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("training", "report"), autoescape=True, undefined=jinja2.StrictUndefined
     )
     page = environment.get_template("_localisation.html.j2").render(localisation=shown)
-    assert "Left" in page and "8 boxes on 8 test films of 6 patients" in page
+    assert "Left" in page and "16 boxes on 8 test films of 12 patients" in page
+    assert "trained on these films" not in page
+    page = environment.get_template("_localisation.html.j2").render(
+        localisation={**shown, "picture": "data:image/jpeg"}
+    )
+    assert "The maps are of the kept model, which was trained on these films" in page
     page = environment.get_template("_localisation.html.j2").render(
         localisation=localisation.section(None, [])
     )

@@ -86,8 +86,72 @@ def test_a_share_of_the_boxed_films_is_drawn_and_a_larger_share_holds_it(task, f
     assert [len(used[share]) for share in used] == [0, *(int(np.ceil(s * len(rows))) for s in (0.25, 0.5, 1))]
     assert used[0.25] < used[0.5] < used[1.0] == set(rows)
     assert used[0.5] != set(Masking(recipe(box_share=0.5)).used(task, films, rows, 4)["position"])
-    assert Masking(recipe(box_share=0.0)).boxes(task, films, rows, 3) is None
     assert Masking(recipe(box_loss=0.0)).boxes(task, films, rows, 3) is None
+
+
+def test_a_training_without_boxes_has_targets_as_wide_as_one_with_them(task, films):
+    unboxed = np.setdiff1d(films.table.index, boxed_rows(films))
+    none = Masking(recipe()).boxes(task, films, unboxed, 0)
+    assert none.shape == (len(films.inputs), 2, 4) and np.isnan(none).all()
+    assert np.isnan(Masking(recipe(box_share=0.0)).boxes(task, films, boxed_rows(films), 0)).all()
+    # Where no film has a box, no training has the term.
+    bare = RunFilms(films.table.drop(columns="boxes"), films.inputs, films.labels, None, None, ())
+    assert Masking(recipe()).boxes(task, bare, unboxed, 0) is None
+
+
+def test_boxes_of_some_films_are_found_once(task, films, monkeypatch):
+    masking, rows = Masking(recipe()), boxed_rows(films)
+    masking.boxed(task, films)
+    monkeypatch.setattr("training.film_headers.film_size", None)
+    found = masking.boxed(task, films, rows[3:5])
+    assert sorted(set(found["position"])) == rows[3:5].tolist() and found.index[0] == 0
+
+
+def test_what_would_end_a_training_is_found_before(task, films, tmp_path):
+    few = np.arange(23)
+    Masking(recipe()).check(task, films, few)
+    with pytest.raises(
+        ValueError, match="24 frontal training films or more, there are 23; give --align none"
+    ):
+        Masking(recipe(align="auto")).check(task, films, few)
+    Masking(recipe(align="auto")).check(task, films, np.arange(24))
+    (tmp_path / "model.keras").write_bytes(b"no model")
+    with pytest.raises(ValueError, match="not a readable"):
+        Masking(recipe(align=str(tmp_path))).check(task, films, few)
+    with pytest.raises(ValueError, match="no picture of a disease"):
+        Masking(recipe(masks=str(tmp_path))).check(task, films, few)
+    told = Masking(recipe(align=str(tmp_path))).notes()
+    assert len(told) == 1 and "may have seen test films" in told[0] and not Masking(recipe()).notes()
+
+
+def test_a_resumed_training_goes_on_with_the_masks_it_began_with(task, films, tmp_path):
+    rows, model = boxed_rows(films), task.build(task.spec)
+    Masking(recipe()).prepare(model, task, films, rows[:4], 0, tmp_path, None)
+    first = DiseaseMasks.load(tmp_path / "masks").maps
+
+    def looked_by(model):
+        attend = next(layer for layer in model.layers if layer.name.startswith("attend_"))
+        return attend.masks.numpy()
+
+    before = looked_by(model)
+    again = task.build(task.spec)
+    Masking(recipe()).prepare(again, task, films, rows, 0, tmp_path, None)
+    np.testing.assert_array_equal(looked_by(again), before)
+    np.testing.assert_array_equal(DiseaseMasks.load(tmp_path / "masks").maps, first)
+
+
+def test_a_run_keeps_the_template_that_its_aligner_was_trained_to(tmp_path):
+    from kxray.data.registration import Template
+
+    flat = np.full((32, 32), 0.5, np.float32)
+    template = Template(flat, flat, np.zeros((2, 4), "float32"), np.ones(2, "float32"), np.ones(2, bool), 0.1)
+    training, run = tmp_path / "training", tmp_path / "run"
+    (training / "aligner").mkdir(parents=True)
+    run.mkdir()
+    template.save(training / "aligner" / "template.npz")
+    # A run without masks is one to align by as well.
+    assert Masking(recipe(align="auto", masking="none")).keep_masks(training, run) is None
+    assert Template.load(run / "template.npz").threshold == 0.1
 
 
 def test_masks_know_nothing_of_films_that_are_not_trained_on(task, films):
@@ -104,12 +168,11 @@ def test_masks_know_nothing_of_films_that_are_not_trained_on(task, films):
 
 
 def test_boxes_go_into_the_aligned_frame(task, films):
-    """An aligner that says half size and shifted: the box is twice as large about the middle, and back."""
-    from kxray.data.similarity import Similarity
-
+    """An aligner that says turned by 15 degrees, half size and shifted: all of that is undone."""
     row = boxed_rows(films)[0]
     box = films.table.loc[row, "boxes"][0]
-    pose = Similarity(0.0, 0.5, (0.1, -0.05)).pose
+    turn = np.radians(15)
+    pose = np.array([turn, np.log(0.5), 0.1, -0.05])
 
     class Model:
         layers = ()
@@ -117,13 +180,48 @@ def test_boxes_go_into_the_aligned_frame(task, films):
     masking = Masking(recipe())
     masking._poses = lambda model, films, positions: [pose] * len(positions)
     placed = dict(masking._aligned(Model, films, masking.used(task, films, [row], 0), (64, 64)))
-    left = ((box["x"] / 64 - 0.5) - 0.1) / 0.5
-    top = ((box["y"] / 64 - 0.5) + 0.05) / 0.5
     corners = placed[box["finding"]]
-    np.testing.assert_allclose(corners[0], [left, top], atol=1e-6)
-    np.testing.assert_allclose(
-        corners[2] - corners[0], np.array([box["width"], box["height"]]) / 32, atol=1e-6
-    )
+    x, y, width, height = (box[name] / 64 for name in ("x", "y", "width", "height"))
+    on_film = np.array([[x, y], [x + width, y], [x + width, y + height], [x, y + height]]) - 0.5
+    for (right, down), corner in zip(on_film - (0.1, -0.05), corners, strict=True):
+        # The chest leans to the left as seen, y down: upright again, what is right of it goes down.
+        upright = [
+            np.cos(turn) * right - np.sin(turn) * down,
+            np.sin(turn) * right + np.cos(turn) * down,
+        ]
+        np.testing.assert_allclose(corner, np.array(upright) / 0.5, atol=1e-5)
+
+
+def test_an_aligner_learns_laterals_as_what_to_refuse(task, films, tmp_path, monkeypatch):
+    given = {}
+
+    def fit_aligner(pixels, folder, **options):
+        given.update(options, pixels=pixels)
+
+    monkeypatch.setattr("training.aligning.fit_aligner", fit_aligner)
+    rows = np.arange(4, 34)
+    masking = Masking(recipe(align="auto"))
+    masking.aligner(task, films, rows, 0, tmp_path / "all", None)
+    everyone = np.concatenate(list(films.inputs.batches(rows, 64)))
+    np.testing.assert_array_equal(given["pixels"], everyone)
+    assert given["laterals"] is None
+    table = films.table.assign(view=["lateral" if k % 5 == 0 else "frontal" for k in range(len(films.table))])
+    mixed = RunFilms(table, films.inputs, films.labels, None, None, ())
+    masking.aligner(task, mixed, rows, 0, tmp_path / "mixed", None)
+    np.testing.assert_array_equal(given["pixels"], everyone[rows % 5 > 0])
+    np.testing.assert_array_equal(given["laterals"], everyone[rows % 5 == 0, ..., 0])
+    assert len(given["groups"]) == len(given["pixels"])
+
+
+def test_an_aligner_of_any_size_fits_the_network(tmp_path):
+    own = {"size": 32, "width": 3, "steps": 1}
+    aligner = kxray.models.build("aligner", image_size=(64, 64), **own)
+    aligner.save(tmp_path / "model.keras")
+    task = masked_densenet.task_of(recipe(align=str(tmp_path)))
+    spec = kxray.ModelSpec("masked_densenet", LABELS, "multilabel", (64, 64))
+    model = task.build(spec)
+    kxray.models.copy_aligner(aligner, model)
+    assert {name: getattr(model.get_layer("align"), name) for name in own} == own
 
 
 @pytest.mark.parametrize(
@@ -160,7 +258,14 @@ FEW = ("--findings", ",".join(LABELS), "--backbone", "small_densenet", "--image-
 
 
 def test_a_run_leaves_masks_places_and_thresholds(chests, tmp_path, monkeypatch):
+    from training.job import ClassifierJob
+
     monkeypatch.setattr("serving.export.export", lambda run, to: to)
+    made = []
+    finish = ClassifierJob.finish
+    monkeypatch.setattr(
+        ClassifierJob, "finish", lambda job, table, *others: made.append(table) or finish(job, table, *others)
+    )
     own = tmp_path / "own"
     own.mkdir()
     from PIL import Image
@@ -181,15 +286,29 @@ def test_a_run_leaves_masks_places_and_thresholds(chests, tmp_path, monkeypatch)
     np.testing.assert_allclose(np.moveaxis(attend.masks.numpy(), -1, 0), masks.maps, atol=1e-4)
     scores = json.loads((run / "metrics.json").read_text())
     assert scores["calibration"]["sensitivity"] == 0.8 and set(spec.thresholds) == set(LABELS)
+    validation = made[0][made[0]["part"] == "val"]
+    for name in LABELS:
+        found = validation[f"probability_{name}"][validation[f"truth_{name}"] == 1]
+        least = found[found >= spec.threshold(name)].min()
+        # A threshold that leaves out one more of them finds fewer than four of five.
+        assert (found >= spec.threshold(name)).mean() >= 0.8 > (found > least).mean()
     assert scores["localisation"]["maps"]["evidence"]["all"]["boxes"] > 0
     report = (run / "report.html").read_text()
     assert "finds 80% of the films" in report and "Where findings are looked for" in report
-    assert "Where it sees them" in report
+    assert "Where it sees them" in report and "or your pictures" in report
+    assert "the validation loss does not" in report and "trained on these films; the scores" not in report
     before = pd.read_csv(run / "predictions.csv")
     (run / "metrics.json").unlink()
     code, text = fit("--resume", "--out", run)
     assert code == 0, text
     pd.testing.assert_frame_equal(before, pd.read_csv(run / "predictions.csv"), atol=1e-5)
+
+
+def test_too_few_films_to_align_by_end_a_run_before_it_trains(chests, tmp_path, monkeypatch):
+    monkeypatch.setattr("training.job.Fitting", None)
+    code, text = fit("--data", chests, "--out", tmp_path / "run", *FEW, "--folds", 2)
+    assert code == 2 and "24 frontal training films or more, there are 1" in text and "--align none" in text
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow
@@ -204,5 +323,8 @@ def test_an_aligner_of_the_training_films_and_a_served_map(tmp_path):
     ):
         np.testing.assert_array_equal(ours, theirs)
     # A run of this recipe aligns the next one.
+    assert (run / "template.npz").is_file()
     code, text = fit("--preset", "smoke", "--align", run, "--masking", "none", "--out", tmp_path / "next")
     assert code == 0, text
+    notes = json.loads((tmp_path / "next" / "config.json").read_text())["notes"]
+    assert any("which may have seen test films" in note for note in notes)

@@ -60,6 +60,14 @@ def _numbers(text):
     return numbers
 
 
+def check_source(recipe) -> None:
+    """Raises ValueError where the options that say what films a comparison is of will not do."""
+    if recipe.cache == "stream":
+        raise ValueError("--cache stream: a comparison reads its films first; give memory, disk or none")
+    if recipe.data is not None and recipe.phantoms:
+        raise ValueError("--phantoms generates the films to compare on; with --data there are films")
+
+
 def check_options(recipe, given) -> None:
     """Raises ValueError where the options of a comparison contradict each other.
 
@@ -73,8 +81,7 @@ def check_options(recipe, given) -> None:
         counts(recipe.split)
         if given.get("folds"):
             raise ValueError("--split and --folds exclude each other: give one of them")
-    if recipe.data is not None and recipe.phantoms:
-        raise ValueError("--phantoms generates the films to compare on; with --data there are films")
+    check_source(recipe)
 
 
 def check_counts(text, films) -> None:

@@ -31,16 +31,13 @@ def run(recipe, given, rows_of) -> Path | None:
 
 
 def _plan(recipe, rows_of, console):
-    if recipe.data is not None and recipe.phantoms:
-        raise ValueError("--phantoms generates the films to compare on; with --data there are films")
+    compared_films.check_source(recipe)
     if recipe.align == "none":
         raise ValueError(
             "--align none: alignment is what is compared; give auto or a run of the recipe align"
         )
     if recipe.folds == 1:
         raise ValueError("--folds 1 leaves nothing to train on; 0 makes one split, 2 and more make folds")
-    if recipe.cache == "stream":
-        raise ValueError("--cache stream: a comparison reads its films first; give memory, disk or none")
     rows = rows_of(recipe)
     for row in rows:
         masked_densenet.task_of(row.recipe)
@@ -106,10 +103,14 @@ class MaskComparison:
         self.groups = pd.Series(self.grouping.groups, index=tested.index).astype(str)
         self.boxes = localising.boxed_findings(self.task, self.films, tested.index)
         self.parts = dict(self.find_parts())
+        fewest = min((train for train, _, _ in self.parts.values()), key=len)
+        # Networks that are not aligned need no film to align by.
+        align = self.recipe.align if any(row.aligned for row in self.rows) else "none"
+        Masking(dataclasses.replace(self.recipe, align=align)).check(self.task, self.films, fewest)
         config = self.describe(tested, devices, policy)
         baseline = self.kept("baseline.csv", self.baseline_cells)
         cells, boxes = zip(*(self.row_results(row, devices) for row in self.rows), strict=True)
-        cells, boxes = (pd.concat(tables, ignore_index=True) for tables in (cells, boxes))
+        cells, boxes = (localising.joined(tables) for tables in (cells, boxes))
         metrics = masks_scores.scores_of(
             masks_scores.Results(self.rows, cells, boxes, baseline, list(self.task.labels))
         )
@@ -162,7 +163,6 @@ class MaskComparison:
         columns = [*self.task.labels, *(["boxes"] if "boxes" in tested.columns else [])]
         config = compared_films.check_unchanged(self.folder, self.films, columns)
         generated = ["the films are generated phantoms: scores say nothing about real films"]
-        given = [f"films were aligned by {self.recipe.align}, which may have seen test films, without labels"]
         config |= {
             "versions": runs.versions(),
             "films": {name: int((tested[name] == 1).sum()) for name in self.task.labels},
@@ -181,7 +181,7 @@ class MaskComparison:
             "notes": [
                 *self.films.notes,
                 *(generated if self.recipe.data is None else []),
-                *(given if self.recipe.align != "auto" else []),
+                *self.masking.notes(),
                 *runs.starting_notes(self.recipe, config["films_fingerprint"], tested["path"]),
             ],
         }
@@ -217,8 +217,8 @@ class MaskComparison:
             del fitting
             gc.collect()
         return (
-            pd.concat([runs.read_table(path) for path in done.values()], ignore_index=True),
-            pd.concat([localising.read_table(path) for path in judged.values()], ignore_index=True),
+            localising.joined(runs.read_table(path) for path in done.values()),
+            localising.joined(localising.read_table(path) for path in judged.values()),
         )
 
     def train(self, row, fitting, part, folder):

@@ -68,11 +68,19 @@ class Draws:
 
     def of_groups(self, groups) -> np.ndarray:
         """float (1 + resamples, N): how often each film counts."""
-        return self._groups[:, self.groups.get_indexer(list(map(str, groups)))]
+        return self._groups[:, _places(self.groups, list(map(str, groups)))]
 
     def of_seeds(self, seeds) -> np.ndarray:
         """float (1 + resamples, N): how often the training counts that each row is of."""
-        return self._seeds[:, self.seeds.get_indexer(list(seeds))]
+        return self._seeds[:, _places(self.seeds, list(seeds))]
+
+
+def _places(known, asked):
+    places = known.get_indexer(asked)
+    if (places < 0).any():
+        missing = asked[int(np.argmin(places))]
+        raise ValueError(f"{missing!r} is not among the {len(known)} groups or seeds that are resampled")
+    return places
 
 
 def scores_of(results) -> dict:
@@ -302,11 +310,15 @@ def verdict(scores) -> list[str]:
     if pair is not None:
         outcomes = {_outcome(pair[metric]) for metric in ("pointing_game", "iou_0.3")}
         if "worse" in outcomes:
-            told = "the mask alone, which has not seen the film, localises better by one measure or both"
+            told = (
+                "the mask alone, laid without what is in the lungs, localises better by one measure or both"
+            )
         elif outcomes == {"better"}:
-            told = "the evidence knows more of the place than the mask alone, which has not seen the film"
+            told = (
+                "the evidence knows more of the place than the mask alone, laid without what is in the lungs"
+            )
         else:
-            told = "the evidence localises no better than the mask alone, which has not seen the film"
+            told = "the evidence localises no better than the mask alone, laid without what is in the lungs"
         lines.append(f"{told}: {_listed(pair, ('pointing_game', 'iou_0.3'))}")
     pair = found.get((FULL, NO_ANATOMY))
     if pair is not None and _outcome(pair["auroc"]) != "better":

@@ -5,7 +5,8 @@
       trains the recipe masked_densenet as it is (alignment, masks, boxes in the loss) and with each part left
       out, down to the plain network, on the same splits, with the same seeds and budget
   python -m training.compare masks --preset phantoms
-      on 1,500 generated chest films that are turned, scaled and shifted, with the boxes of 5% of them
+      on 1,500 generated chest films that are turned, scaled and shifted, with the boxes of 5% of the training
+      films that have boxes
   python -m training.compare masks --data NIH --rows full,neither --seeds 5
       only some of the networks; neither is the one that the others are measured against
 
@@ -16,7 +17,8 @@ split is shared by all that align.
 
 Told of each: AUROC, and on test films with boxes the pointing game, accuracy at T(IoU) and T(IoBB) of Wang
 et al. (2017), and how much evidence lies outside of the boxes. Beside them: a random forest that sees no
-anatomy, the masks alone, which point without having seen the film, and a uniform map, which is chance.
+anatomy, the masks alone, laid without what is in the lungs, and a uniform map, which is chance. --box-share
+limits the boxes of training films alone: where a map is cut is chosen on all boxes of the validation films.
 
 Every finished training is kept: with --resume an interrupted comparison goes on where it stopped.
 """

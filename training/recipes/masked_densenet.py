@@ -7,7 +7,8 @@
       BBox_List_2017.csv, and train_val_list.txt and test_list.txt, which are its split without --folds), or a
       manifest with a column of 0, 1 or nothing (unknown) a finding and a column of boxes
   python -m training.fit masked_densenet --data NIH --cache stream --backbone densenet121
-      all 112,120 films: none is read before it is trained on, and none is kept in memory
+      all 112,120 films, none of which is kept in memory. Before the training only files of validation and
+      test films are checked, headers of films with boxes read, and with --align auto 1,200 films decoded
   python -m training.fit masked_densenet --preset phantoms
       generated films, turned by up to 20 degrees, scaled and shifted
   python -m training.fit masked_densenet --data NIH --align runs/align --masks MYMASKS
@@ -165,7 +166,8 @@ def task_of(recipe) -> ClassifierTask:
     def build(spec):
         own = {}
         if recipe.align not in ("auto", "none"):
-            own["align_size"] = models.load_aligner(recipe.align).get_layer("align").size
+            align = models.load_aligner(recipe.align).get_layer("align")
+            own = {f"align_{field}": getattr(align, field) for field in ("size", "width", "steps")}
         model = models.build(
             spec.name,
             num_labels=spec.num_labels,

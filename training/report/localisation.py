@@ -6,12 +6,14 @@ from pathlib import Path
 import numpy as np
 
 from training import localising
-from training.evidence_maps import EVIDENCE, MapMaker
+from training.evidence_maps import EVIDENCE, MASK_ALONE, MapMaker
 from training.localising import MEASURES, OVERLAPS
 from training.report.plots import inline_films
 
 MOST_EXAMPLES = 8
 HEADLINE_OVERLAP = "0.3"
+# Of fewer, the interval of a bootstrap is too narrow to say anything.
+FEWEST_PATIENTS = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,16 +195,18 @@ def _draw(axis, box, colour):
     axis.add_patch(Rectangle((x - 0.5, y - 0.5), width, height, fill=False, edgecolor=colour, linewidth=1.3))
 
 
-def section(scores, examples, plain="map of the same network without its masks") -> dict:
+def section(scores, examples, plain="map of the same network without its masks", seen=False) -> dict:
     """What `_localisation.html.j2` shows, to be given to a template as `localisation`.
 
     Args:
         scores: of `training.localising.summary`, or None where no test film has a box.
         examples: list of ExampleFilm.
         plain: see `example_rows`.
+        seen: whether the model whose maps the examples show was trained on their films.
 
     Returns:
-        dict: scores, verdict (in words), overlaps, measures, headline (the T of the first table), picture.
+        dict: scores, verdict (in words), overlaps, measures, headline (the T of the first table), picture,
+        seen.
     """
     return {
         "scores": scores,
@@ -211,19 +215,25 @@ def section(scores, examples, plain="map of the same network without its masks")
         "measures": {measure: name for measure, name in zip(MEASURES, ("IoU", "IoBB"), strict=True)},
         "headline": HEADLINE_OVERLAP,
         "picture": example_rows(examples, plain),
+        "seen": seen,
     }
 
 
 def _verdict(scores) -> str:
-    """Whether the map says more of the place than what has not seen the film."""
+    """Whether the map says more of the place than what sees nothing of the finding."""
     maps = scores["maps"]
     own = maps[EVIDENCE]["all"]["pointing_game"]
-    share = f"{own['value']:.3f} [{own['low']:.3f}, {own['high']:.3f}]"
-    told = f"The map's highest point is in a box in {share} of cases"
     others = {name: kind["all"]["pointing_game"]["value"] for name, kind in maps.items() if name != EVIDENCE}
     name, best = max(others.items(), key=lambda other: other[1])
+    # A mask is laid by the pose, which is seen on the film.
+    how = "without what is in the lungs" if name == MASK_ALONE else "without looking at the film"
+    told = f"The map's highest point is in a box in {own['value']:.3f}"
+    patients = scores["patients"]
+    if patients < FEWEST_PATIENTS or not np.isfinite([own["low"], own["high"]]).all():
+        return f"{told} of cases, the {name} reaches {best:.3f} {how}; too few patients ({patients}) to tell."
+    told += f" [{own['low']:.3f}, {own['high']:.3f}] of cases"
     if own["low"] > best:
-        return f"{told}, more than the {name} reaches ({best:.3f})."
+        return f"{told}, more than the {name} reaches {how} ({best:.3f})."
     if own["high"] < best:
-        return f"{told}, less than the {name} reaches without looking at the film ({best:.3f})."
-    return f"{told}; the {name} reaches {best:.3f} without looking at the film, which is within the interval."
+        return f"{told}, less than the {name} reaches {how} ({best:.3f})."
+    return f"{told}; the {name} reaches {best:.3f} {how}, which is within the interval."
