@@ -11,7 +11,9 @@ _NOTHING = 1e-9
 
 @keras.saving.register_keras_serializable("kxray")
 class FindingsAndBoxes(keras.losses.Loss):
-    """`FindingsCrossentropy`, and for films with a box how little of the evidence lies inside of it.
+    """`FindingsCrossentropy`, and for films with a box how far their evidence is from filling it.
+
+    The second term is the mean over the films of a batch that have a box, however few these are.
 
     Args:
         num_labels: L findings.
@@ -45,7 +47,9 @@ class FindingsAndBoxes(keras.losses.Loss):
             return loss
         evidence = ops.reshape(y_pred[:, labels:], (-1, *self.evidence_size, labels))
         boxes = ops.reshape(y_true[:, 2 * labels :], (-1, labels, 4))
-        return loss + self.box_weight * evidence_outside(evidence, boxes, y_true[:, :labels])
+        outside = evidence_outside(evidence, boxes, y_true[:, :labels])
+        films, boxed = ops.shape(outside)[0], ops.sum(ops.cast(outside > 0, outside.dtype))
+        return loss + self.box_weight * outside * (ops.cast(films, outside.dtype) / ops.maximum(boxed, 1.0))
 
     def get_config(self):
         fields = ("num_labels", "evidence_size", "box_weight")

@@ -95,6 +95,10 @@ def test_both_terms_and_targets_without_boxes():
     both = loss(np.concatenate([targets, boxes.reshape(2, -1)], axis=1), packed)
     expected = float(plain) + 0.5 * float(keras.ops.mean(outside))
     assert float(both) == pytest.approx(expected, rel=1e-5)
+    # Of one film with a box among two, the second term is that film's, not half of it.
+    boxes[1] = NONE
+    one = loss(np.concatenate([targets, boxes.reshape(2, -1)], axis=1), packed)
+    assert float(one) == pytest.approx(float(plain) + 0.5 * float(outside[0]), rel=1e-5)
     again = keras.losses.deserialize(keras.losses.serialize(loss))
     assert float(again(targets, packed)) == pytest.approx(float(plain), rel=1e-6)
 

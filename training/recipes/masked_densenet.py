@@ -93,8 +93,9 @@ class Recipe(ClassifierOptions):
         1.0, "Share of the training films with boxes whose boxes are used.", low=0.0, high=1.0
     )
     box_loss: float = option(
-        1.0,
-        "Weight in the loss of how far evidence is from filling its box; 0: boxes only make masks.",
+        0.5,
+        "Weight in the loss of how far evidence is from filling its box, mean over the films of a step that "
+        "have one; 0: boxes only make masks.",
         low=0.0,
     )
     floor: float = option(0.1, "What a mask leaves visible where the disease never is.", low=0.001, high=1.0)
