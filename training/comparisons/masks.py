@@ -21,6 +21,10 @@ anatomy, the masks alone, laid without what is in the lungs, and a uniform map, 
 limits the boxes of training films alone: where a map is cut is chosen on all boxes of the validation films.
 
 Every finished training is kept: with --resume an interrupted comparison goes on where it stopped.
+
+Expected of --preset phantoms --rows full,neither, three seeds, 2 cores (150 to 300 s a training and 3.4
+minutes of processor time an aligner, beside other jobs): mean AUROC 0.80 [0.75, 0.84] against 0.72
+[0.69, 0.75], pointing game 0.65 against 0.32, accuracy at IoU 0.3 0.54 against 0.28; the mask alone 0.62.
 """
 
 import dataclasses
