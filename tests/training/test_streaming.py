@@ -52,6 +52,7 @@ def fit(monkeypatch):
     return run
 
 
+@pytest.mark.slow
 def test_streamed_films_teach_what_films_in_memory_teach(fit, chests, tmp_path, monkeypatch):
     reading, training = [], []
     real = pipeline.stream_inputs
