@@ -5,6 +5,30 @@ import contextlib
 STRATEGIES = ("auto", "none", "mirrored")
 
 
+def set_up(recipe, seed) -> tuple:
+    """What every run decides before it builds a model: devices, number format, determinism and seeds.
+
+    Args:
+        recipe: its options strategy, batch_size, mixed_precision and deterministic.
+        seed: of Python, NumPy and the backend.
+
+    Returns:
+        ((context manager to build a model in, number of replicas), name of the dtype policy).
+
+    Raises:
+        ValueError: see `strategy_scope`.
+    """
+    import keras
+    import tensorflow as tf
+
+    if recipe.deterministic:
+        tf.config.experimental.enable_op_determinism()
+    devices = strategy_scope(recipe.strategy, recipe.batch_size)
+    policy = set_precision(recipe.mixed_precision)
+    keras.utils.set_random_seed(seed)
+    return devices, policy
+
+
 def strategy_scope(strategy, batch_size):
     """Returns (context manager to build a model in, number of replicas).
 

@@ -27,9 +27,6 @@ class ClassifierJob:
         self.progress = progress
 
     def run(self):
-        import keras
-        import tensorflow as tf
-
         from kxray import data
         from training import distribution
 
@@ -37,11 +34,7 @@ class ClassifierJob:
         if recipe.export is not None:
             # Found out now, not after the training.
             Path(recipe.export).mkdir(parents=True, exist_ok=True)
-        if recipe.deterministic:
-            tf.config.experimental.enable_op_determinism()
-        self.scope, self.replicas = distribution.strategy_scope(recipe.strategy, recipe.batch_size)
-        self.policy = distribution.set_precision(recipe.mixed_precision)
-        keras.utils.set_random_seed(recipe.seed)
+        (self.scope, self.replicas), self.policy = distribution.set_up(recipe, recipe.seed)
         self.task, self.films = film_tables.load(recipe, self.task, self.folder, self.progress)
         self.spec = self.task.spec
         tested = self.films.tested

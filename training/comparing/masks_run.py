@@ -81,19 +81,12 @@ class MaskComparison:
         self.masking = Masking(recipe)
 
     def run(self):
-        import keras
-        import tensorflow as tf
-
         from kxray import data
         from training import distribution
         from training.report.masks import write_report
 
         recipe = self.recipe
-        devices = distribution.strategy_scope(recipe.strategy, recipe.batch_size)
-        policy = distribution.set_precision(recipe.mixed_precision)
-        if recipe.deterministic:
-            tf.config.experimental.enable_op_determinism()
-        keras.utils.set_random_seed(0)
+        devices, policy = distribution.set_up(recipe, 0)
         asked = dataclasses.replace(self.rows[0].recipe, data=str(self.find_source()), phantoms=None)
         self.task, self.films = film_tables.load(
             asked, masked_densenet.task_of(asked), self.folder / "work" / "films", self.progress

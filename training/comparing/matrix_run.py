@@ -49,19 +49,12 @@ class Matrix:
         self.rows = rows
 
     def run(self):
-        import keras
-        import tensorflow as tf
-
         from kxray import data
         from training import distribution
         from training.report.matrix import write_report
 
         recipe = self.recipe
-        devices = distribution.strategy_scope(recipe.strategy, recipe.batch_size)
-        policy = distribution.set_precision(recipe.mixed_precision)
-        if recipe.deterministic:
-            tf.config.experimental.enable_op_determinism()
-        keras.utils.set_random_seed(0)
+        devices, policy = distribution.set_up(recipe, 0)
         self.check_networks()
         source = self.find_source()
         asked = dataclasses.replace(self.rows[0].recipe, data=str(source), phantoms=None)

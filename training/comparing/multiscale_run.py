@@ -89,16 +89,12 @@ class Comparison:
         self.rows_of = rows_of
 
     def run(self):
-        import keras
-
         from kxray import data
         from training import distribution
         from training.report.comparison import write_report
 
         recipe = self.recipe
-        devices = distribution.strategy_scope(recipe.strategy, recipe.batch_size)
-        policy = distribution.set_precision(recipe.mixed_precision)
-        keras.utils.set_random_seed(0)
+        devices, policy = distribution.set_up(recipe, 0)
         self.source, (self.coarse, self.fine) = self.find_source()
         rows = self.rows_of(recipe, self.fine is not None)
         self.films = None
