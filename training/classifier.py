@@ -106,17 +106,11 @@ def fit_classifier(recipe, given, task_of) -> Path:
         console.print("this run is complete")
         _tell(console, folder, json.loads((folder / "metrics.json").read_text(encoding="utf-8")))
         return folder
-    shell.load_tensorflow()
-    progress = shell.progress_bars(console)
-    try:
-        with progress:
-            scores = ClassifierJob(recipe, task_of(recipe), folder, progress).run()
-    except (ValueError, OSError):
-        if not recipe.resume and "data_fingerprint" not in runs.read_config(folder):
-            # Films or options will not do: the corrected command may use the same folder.
-            runs.discard(folder)
-        raise
-    _tell(console, folder, scores)
+
+    def work(progress):
+        return ClassifierJob(recipe, task_of(recipe), folder, progress).run()
+
+    _tell(console, folder, runs.carried_out(folder, recipe.resume, console, work))
     return folder
 
 

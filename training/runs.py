@@ -12,6 +12,7 @@ import shutil
 from pathlib import Path
 
 from kxray.io.files import replacing, write_whole
+from training import shell
 
 _TEXT = (
     *("path", "patient_id", "group", "label", "predicted", "predicted_with_flips"),
@@ -45,6 +46,29 @@ def create(folder) -> Path:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def carried_out(folder, resume, console, work):
+    """Does the work of a run folder under a progress display, and gives what the work gives.
+
+    Where it fails before anything was made of its films, a new folder is removed: films or options will not
+    do, and the corrected command may use the same folder.
+
+    Args:
+        folder: of the run.
+        resume: whether the run was begun by an earlier call.
+        console: rich console.
+        work: function of a rich progress with a `facts` field.
+    """
+    shell.load_tensorflow()
+    progress = shell.progress_bars(console)
+    try:
+        with progress:
+            return work(progress)
+    except (ValueError, OSError):
+        if not resume and "data_fingerprint" not in read_config(folder):
+            discard(folder)
+        raise
 
 
 def discard(folder) -> None:

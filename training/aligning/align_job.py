@@ -9,7 +9,7 @@ import pandas as pd
 from rich.console import Console
 
 from kxray.io.files import replacing
-from training import options, runs, shell
+from training import options, runs
 
 TEST_SHARE = 0.2
 # How often each held-out film is moved.
@@ -35,17 +35,11 @@ def run(recipe, given) -> Path:
         console.print("this run is complete")
         _tell(console, folder, json.loads((folder / "metrics.json").read_text(encoding="utf-8")))
         return folder
-    shell.load_tensorflow()
-    progress = shell.progress_bars(console)
-    try:
-        with progress:
-            scores = _AlignJob(recipe, folder, progress).run()
-    except (ValueError, OSError):
-        if not recipe.resume and "data_fingerprint" not in runs.read_config(folder):
-            # Films or options will not do: the corrected command may use the same folder.
-            runs.discard(folder)
-        raise
-    _tell(console, folder, scores)
+
+    def work(progress):
+        return _AlignJob(recipe, folder, progress).run()
+
+    _tell(console, folder, runs.carried_out(folder, recipe.resume, console, work))
     return folder
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from training import options, runs, shell
+from training import options, runs
 
 
 def run(name, recipe, given, plan, work, told, phantoms="fillet-phantoms") -> Path | None:
@@ -36,16 +36,7 @@ def run(name, recipe, given, plan, work, told, phantoms="fillet-phantoms") -> Pa
         runs.write_json(folder / "config.json", kept)
     console.print(f"folder {folder}", soft_wrap=True)
     if not (folder / "metrics.json").exists():
-        shell.load_tensorflow()
-        progress = shell.progress_bars(console)
-        try:
-            with progress:
-                work(recipe, folder, progress)
-        except (ValueError, OSError):
-            if not recipe.resume and "data_fingerprint" not in runs.read_config(folder):
-                # Films or options will not do: the corrected command may use the same folder.
-                runs.discard(folder)
-            raise
+        runs.carried_out(folder, recipe.resume, console, lambda progress: work(recipe, folder, progress))
     for line in told(json.loads((folder / "metrics.json").read_text(encoding="utf-8"))):
         console.print(line, soft_wrap=True)
     console.print(f"report {(folder / 'report.html').resolve()}", soft_wrap=True)
