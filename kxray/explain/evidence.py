@@ -1,5 +1,6 @@
 """The evidence that a model's logits are made of, brought back to the film, with a box around its peak."""
 
+import keras
 import tensorflow as tf
 
 from kxray.explain.graph import chosen_unit
@@ -77,12 +78,13 @@ def in_film_frame(model, explain, upsample=False):
     alignment = evidence_map.alignment(model)
     if alignment is None:
         return explain
-    find_pose = with_logits(model, alignment["pose"])
+    # Of the aligner alone: the rest of the network has run for the explanation.
+    find_pose = keras.Model(model.inputs, {"pose": alignment["pose"]})
     film_size = tuple(model.inputs[0].shape[1:3])
 
     def explain_on_film(images, target):
         results = dict(explain(images, target))
-        _, pose = find_pose(images)
+        pose = find_pose(images, training=False)["pose"]
 
         def bring(maps, size):
             return evidence_map.on_film(tf.cast(maps, tf.float32), pose, film_size, size)

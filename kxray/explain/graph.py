@@ -5,8 +5,9 @@ import dataclasses
 import keras
 from keras import layers, ops
 
-from kxray.explain.head import LAST_OPERATIONS, end_of, inputs_of
+from kxray.explain.head import LAST_OPERATIONS, end_of
 from kxray.explain.steps import Step, steps_of, unknown
+from kxray.layers.symbolic import inputs_of
 
 _SHRINKING = (
     layers.AveragePooling2D,

@@ -3,14 +3,10 @@
 import keras
 from keras import layers, ops
 
+from kxray.layers.symbolic import inputs_of, made_by
+
 # What `keras.ops.sigmoid(x)` and the like leave in a functional model: operations that are no layers.
 LAST_OPERATIONS = ("Sigmoid", "Softmax", "LogSigmoid", "LogSoftmax", "HardSigmoid", "Tanh")
-
-
-def inputs_of(tensor) -> list:
-    """The symbolic tensors that a symbolic tensor was made of."""
-    operation, node_index, _ = tensor._keras_history
-    return operation._inbound_nodes[node_index].input_tensors
 
 
 def end_of(model):
@@ -22,10 +18,10 @@ def end_of(model):
     tensor = model.outputs[0]
     while _keeps_values(tensor):
         (tensor,) = inputs_of(tensor)
-    last = tensor._keras_history.operation
+    last = made_by(tensor)
     if not isinstance(last, layers.Dense) and not _squashes(last):
         for before in inputs_of(tensor):
-            squashing = before._keras_history.operation
+            squashing = made_by(before)
             if _squashes(squashing):
                 raise ValueError(
                     f"model {model.name!r} goes on after {squashing.name!r} with {last.name!r}, "
@@ -35,7 +31,7 @@ def end_of(model):
 
 
 def _keeps_values(tensor):
-    operation = tensor._keras_history.operation
+    operation = made_by(tensor)
     if isinstance(operation, layers.Activation):
         return operation.activation is keras.activations.linear
     if isinstance(operation, (layers.Reshape, layers.Flatten)):
@@ -64,7 +60,7 @@ def split_head(model):
         ValueError: the last layer is a whole model, whose activation nobody can see.
     """
     end = end_of(model)
-    last = end._keras_history.operation
+    last = made_by(end)
     if isinstance(last, keras.Model):
         raise ValueError(
             f"model {model.name!r} ends in the model {last.name!r}, which hides its logits; build it flat: "
@@ -115,9 +111,9 @@ def with_logits(model, *tensors):
 def logit_layer(model):
     """The operation whose output, before any activation, are the logits."""
     before, _ = split_head(model)
-    last = end_of(model)._keras_history.operation
+    last = made_by(end_of(model))
     fused = isinstance(last, layers.Dense)
-    return last if fused else before._keras_history.operation
+    return last if fused else made_by(before)
 
 
 def wide(values):

@@ -7,6 +7,7 @@ from kxray.layers.disease_attention import DiseaseAttention
 from kxray.layers.layer_relevance import LayerRelevance
 from kxray.layers.similarity_align import SimilarityAlign
 from kxray.layers.similarity_sampler import SimilaritySampler
+from kxray.layers.symbolic import inputs_of, made_by, made_with
 
 
 class EvidenceMap(keras.layers.Layer):
@@ -71,7 +72,7 @@ def evidence_outputs(model) -> dict:
     if None in model.inputs[0].shape[1:]:
         raise ValueError(f"evidence needs films of one size, model {model.name!r} takes any")
     logits, votes, relevance = _head(model)
-    layer = EvidenceMap([_made_by(vote) for vote in votes], relevance, name="evidence_aligned")
+    layer = EvidenceMap([made_by(vote) for vote in votes], relevance, name="evidence_aligned")
     stages = [_stage(model, vote) for vote in votes]
     return {"logits": logits, "evidence_aligned": layer(stages), **(alignment(model) or {})}
 
@@ -79,7 +80,7 @@ def evidence_outputs(model) -> dict:
 def attends_or_aligns(model) -> bool:
     """Whether a model has evidence of `DiseaseAttention`, or of films that it aligned first."""
     _, votes, _ = _head(model)
-    if all(isinstance(_made_by(vote), DiseaseAttention) for vote in votes):
+    if all(isinstance(made_by(vote), DiseaseAttention) for vote in votes):
         return True
     try:
         return alignment(model) is not None and all(_stage(model, vote) is not None for vote in votes)
@@ -92,13 +93,13 @@ def alignment(model) -> dict | None:
     waiting, seen = [*model.outputs], set()
     while waiting:
         tensor = waiting.pop()
-        if isinstance(_made_by(tensor), SimilarityAlign):
+        if isinstance(made_by(tensor), SimilarityAlign):
             # Keras keeps the tensors of a dict without their names.
             names = {4: "aligned", 2: "pose", 1: "confidence"}
-            return {names[len(given.shape)]: given for given in _node(tensor).outputs}
+            return {names[len(given.shape)]: given for given in made_with(tensor)}
         if id(tensor) not in seen:
             seen.add(id(tensor))
-            waiting += _given_to(tensor)
+            waiting += inputs_of(tensor)
     return None
 
 
@@ -133,11 +134,11 @@ def resized(maps, size):
 def _head(model):
     """(logits, the logits of the stages, the LayerRelevance over them or None), symbolic."""
     logits = model.outputs[0]
-    if isinstance(_made_by(logits), (keras.layers.Activation, keras.layers.Softmax)):
-        (logits,) = _given_to(logits)
-    relevance = _made_by(logits)
+    if isinstance(made_by(logits), (keras.layers.Activation, keras.layers.Softmax)):
+        (logits,) = inputs_of(logits)
+    relevance = made_by(logits)
     if isinstance(relevance, LayerRelevance):
-        return logits, _given_to(logits), relevance
+        return logits, inputs_of(logits), relevance
     return logits, [logits], None
 
 
@@ -150,30 +151,17 @@ def _evidence(vote, stage):
 
 def _stage(model, vote):
     """What `EvidenceMap` takes of the stage that gave these logits."""
-    layer = _made_by(vote)
+    layer = made_by(vote)
     if isinstance(layer, DiseaseAttention):
-        (evidence,) = [given for given in _node(vote).outputs if len(given.shape) == 4]
+        (evidence,) = [given for given in made_with(vote) if len(given.shape) == 4]
         return evidence
     linear = isinstance(layer, keras.layers.Dense) and layer.activation is keras.activations.linear
     if linear and layer.use_bias:
-        (pooled,) = _given_to(vote)
-        if isinstance(_made_by(pooled), keras.layers.GlobalAveragePooling2D):
-            return _given_to(pooled)[0]
-        layer = _made_by(pooled)
+        (pooled,) = inputs_of(vote)
+        if isinstance(made_by(pooled), keras.layers.GlobalAveragePooling2D):
+            return inputs_of(pooled)[0]
+        layer = made_by(pooled)
     raise ValueError(
         "evidence needs logits of DiseaseAttention, or of a linear Dense layer on GlobalAveragePooling2D; in "
         f"model {model.name!r} {layer.name!r}, {type(layer).__name__}, is in the way; take grad_cam"
     )
-
-
-def _node(tensor):
-    operation, index, _ = tensor._keras_history
-    return operation._inbound_nodes[index]
-
-
-def _made_by(tensor):
-    return tensor._keras_history.operation
-
-
-def _given_to(tensor):
-    return _node(tensor).input_tensors
