@@ -17,6 +17,7 @@ import numpy as np
 
 from kxray.io import FilmError, read_films
 from kxray.io.film import MIN_SIDE
+from kxray.io.parallel import read_ahead
 from kxray.io.resize import resize
 from kxray.spec import ModelSpec
 
@@ -364,8 +365,7 @@ def training_batches(
         return _shared_out((pixels, targets, tf.gather(weights, chosen)), replicas)
 
     epochs = tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max)
-    dataset = epochs.flat_map(one_epoch).map(prepare, num_parallel_calls=2)
-    return _with_options(dataset.prefetch(4))
+    return with_options(_ahead(epochs.flat_map(one_epoch), inputs, prepare, 4))
 
 
 def evaluation_batches(
@@ -381,12 +381,24 @@ def evaluation_batches(
     rows = tf.data.Dataset.from_tensor_slices(indices).batch(batch_size)
     labels = tf.constant(np.asarray(labels, np.float32))
     weights = tf.constant(np.asarray(weights, np.float32))
-    dataset = _fetcher(inputs, batch_size)(rows).map(
-        lambda chosen, pixels: _shared_out(
-            (pixels, tf.gather(labels, chosen), tf.gather(weights, chosen)), replicas
-        )
-    )
-    return _with_options(dataset.apply(tf.data.experimental.assert_cardinality(len(rows))).prefetch(2))
+
+    def prepare(chosen, pixels):
+        return _shared_out((pixels, tf.gather(labels, chosen), tf.gather(weights, chosen)), replicas)
+
+    dataset = _ahead(_fetcher(inputs, batch_size)(rows), inputs, prepare, 2)
+    return with_options(dataset.apply(tf.data.experimental.assert_cardinality(len(rows))))
+
+
+def _ahead(dataset, inputs, prepare, batches):
+    """Prepares batches, and some of them ahead of time where all films are in memory.
+
+    Where they are not, fetching a batch runs Python. A thread of tf.data's own must not do that: if Python
+    collects garbage there, and an iterator that was left half-way is part of it, the thread waits for its own
+    end. Then films are decoded ahead by `read_ahead`, and batches prepared as they are asked for.
+    """
+    if inputs.pixels is None or isinstance(inputs.pixels, np.memmap):
+        return dataset.map(prepare)
+    return dataset.map(prepare, num_parallel_calls=2).prefetch(batches)
 
 
 def _shared_out(batch, replicas):
@@ -422,7 +434,7 @@ def _fetcher(inputs, batch_size):
             pixels = tf.numpy_function(lambda rows: inputs.pixels[rows], [chosen], tf.float32)
             return chosen, tf.ensure_shape(pixels, shape)
 
-        return lambda rows: rows.map(gather, num_parallel_calls=2)
+        return lambda rows: rows.map(gather)
     if inputs.pixels is not None:
         pixels = tf.constant(inputs.pixels)
         return lambda rows: rows.map(lambda chosen: (chosen, tf.gather(pixels, chosen)))
@@ -430,8 +442,9 @@ def _fetcher(inputs, batch_size):
     def stream(order):
         chosen = np.asarray(order)
         starts = range(0, len(chosen), batch_size)
-        for start, pixels in zip(starts, inputs.batches(chosen, batch_size), strict=True):
-            yield chosen[start : start + batch_size], pixels
+        with contextlib.closing(read_ahead(inputs.batches(chosen, batch_size), 4)) as batches:
+            for start, pixels in zip(starts, batches, strict=True):
+                yield chosen[start : start + batch_size], pixels
 
     signature = (tf.TensorSpec([None], tf.int64), tf.TensorSpec(shape, tf.float32))
 
@@ -445,7 +458,7 @@ def _fetcher(inputs, batch_size):
     return streamed
 
 
-def _with_options(dataset):
+def with_options(dataset):
     """Every replica reads its part of each batch, files are not split between workers; nothing is autotuned.
 
     The autotuner's thread wakes after 10, 20, 40, ... ms, and destroying an iterator waits for it: training

@@ -14,7 +14,7 @@ import os
 import pickle
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 
 from kxray.io.film import FilmError
 from kxray.io.read import read_image, sniff
@@ -68,6 +68,47 @@ def read_films(
     if mode == "auto":
         mode = "processes" if reader == "pydicom" and _many_dicom(first) else "threads"
     return _in_order(itertools.chain(first, paths), transform, workers, mode, reader)
+
+
+def read_ahead(items: Generator, count: int) -> Iterator:
+    """Yields what `items` yields, up to `count` of them made ahead of time by a thread of its own.
+
+    The thread ends when `items` does, or soon after the iterator is closed or dropped.
+
+    Raises:
+        Exception: whatever `items` raises, in its place.
+    """
+    made, closing = queue.Queue(count), threading.Event()
+
+    def offer(item):
+        while not closing.is_set():
+            with contextlib.suppress(queue.Full):
+                made.put(item, timeout=0.1)
+                return True
+        return False
+
+    def make():
+        try:
+            with contextlib.closing(items):
+                for item in items:
+                    if not offer((item, None)):
+                        return
+        except BaseException as error:
+            offer((None, error))
+        else:
+            offer((None, StopIteration()))
+
+    threading.Thread(target=make, name="kxray-ahead", daemon=True).start()
+    try:
+        while True:
+            item, error = made.get()
+            if isinstance(error, StopIteration):
+                return
+            if error is not None:
+                raise error
+            yield item
+    finally:
+        closing.set()
 
 
 def available_cores() -> int:

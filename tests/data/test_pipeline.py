@@ -1,6 +1,8 @@
 """Films on disk to batches: one resize, three caches with the same numbers, batches that resume exactly."""
 
+import gc
 import os
+import threading
 import tracemalloc
 
 import numpy as np
@@ -10,6 +12,7 @@ from PIL import Image
 
 from kxray.data import pipeline
 from kxray.io import FilmError, encode_png16, read_image
+from kxray.io.parallel import read_ahead
 from kxray.layers import RandomAffine, RandomDihedral, RandomExposure, film_input
 from kxray.spec import ModelSpec
 
@@ -353,3 +356,49 @@ def test_an_unread_film_that_cannot_be_read_is_named(paths):
     error = pipeline.film_error(raised.value)
     assert isinstance(error, FilmError) and str(error).startswith(str(paths[5]))
     assert pipeline.film_error(ValueError("something else")) is None
+
+
+def test_garbage_collection_where_films_are_read_may_find_the_abandoned_dataset(paths, tmp_path, monkeypatch):
+    inputs, size = load(paths, "none", tmp_path), np.arange(len(paths))
+    dropped, collected, real = threading.Event(), threading.Event(), pipeline.stream_inputs
+
+    def collecting(paths, *arguments, **options):
+        for count, result in enumerate(real(paths, *arguments, **options)):
+            if count == 6 and dropped.wait(20):
+                gc.collect()
+                collected.set()
+            yield result
+
+    monkeypatch.setattr(pipeline, "stream_inputs", collecting)
+    iterator = iter(pipeline.training_batches(inputs, size[:, None], size, size, batch_size=4, seed=0))
+    next(iterator)
+    cycle = [iterator]
+    cycle.append(cycle)
+    gc.disable()
+    try:
+        del iterator, cycle
+        dropped.set()
+        assert collected.wait(20)
+    finally:
+        gc.enable()
+
+
+def test_reading_ahead_keeps_order_ends_and_tells_errors():
+    closed = []
+
+    def numbers():
+        try:
+            yield from range(5)
+            raise OSError("no more")
+        finally:
+            closed.append(True)
+
+    ahead = read_ahead(numbers(), 2)
+    assert [next(ahead) for _ in range(5)] == list(range(5))
+    with pytest.raises(OSError, match="no more"):
+        next(ahead)
+    assert closed == [True]
+    ahead = read_ahead((number for number in iter(int, 1)), 3)
+    assert next(ahead) == 0
+    ahead.close()
+    assert list(read_ahead((number for number in range(3)), 1)) == [0, 1, 2]
