@@ -1,4 +1,4 @@
-"""Registers kxray's layers with Keras as soon as both are imported, in either order.
+"""Registers kxray's layers and GANs with Keras as soon as both are imported, in either order.
 
 `import kxray` is light and must not import Keras; yet a saved model that holds one of our layers loads after
 `import kxray` alone. So where Keras is not there yet, an import hook waits for it.
@@ -19,6 +19,9 @@ def register_with_keras() -> None:
 
 def _register() -> None:
     importlib.import_module("kxray.layers")
+    if sys.modules["keras"].config.backend() == "tensorflow":
+        # Its training step is TensorFlow's.
+        importlib.import_module("kxray.models._conditional_gan")
 
 
 class _KerasWatcher(importlib.abc.MetaPathFinder):

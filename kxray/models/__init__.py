@@ -18,6 +18,7 @@ __all__ = [
     "copy_aligner",
     "fetch_imagenet",
     "freeze_backbone",
+    "latents",
     "load",
     "load_aligner",
     "load_backbone_weights",
@@ -203,6 +204,13 @@ def with_evidence(model, size=None):
     from kxray.models import masked_densenet
 
     return masked_densenet.with_evidence(model, size)
+
+
+def latents(seed, count, length):
+    """What a GAN makes films of: float32 (count, length) from N(0, 1); row i depends on (seed, i) alone."""
+    from kxray.models import _conditional_gan
+
+    return _conditional_gan.latents(seed, count, length)
 
 
 def load(path):

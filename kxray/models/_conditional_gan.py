@@ -1,0 +1,442 @@
+"""What conditional GANs share: one model with one training step, and films out of it."""
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import layers, ops
+
+from kxray.layers.diff_augment import DiffAugment
+from kxray.layers.self_attention import SelfAttention
+
+LOSSES = ("least_squares", "cross_entropy")
+
+
+@keras.saving.register_keras_serializable("kxray")
+class ConditionalGAN(keras.Model):
+    """A generator of films of a wanted class, its discriminators, and the step that trains them.
+
+    Made by `kxray.models.build("attention_cgan" | "cdcgan", ...)`, which a saved .keras file calls again.
+
+    Args:
+        builder: name of the model, as `kxray.models.build` knows it.
+        options: its options.
+        generator: keras.Model {"z" (N, latent), "condition" (N, L)} -> {"film_<side>": (N, side, side, 1)} in
+            [-1, 1].
+        discriminators: dict from side to keras.Model {"film", "condition"} -> dict of heads (N,):
+            "unconditional", "conditional" or both.
+        ema_generator: a generator of the same make for the moving average of its weights, or None.
+        loss: "least_squares": equations (5) and (6) of Ann et al. (2020), a = 0, b = d = 1;
+            "cross_entropy": of logits, the generator's not saturating (Goodfellow et al., 2014).
+        apart: whether discriminators see real and generated films in batches of their own, as batch
+            normalisation wants.
+
+    Call arguments:
+        inputs: {"z": float (N, latent), "condition": float (N, L), one-hot}.
+
+    Returns:
+        What the sampling generator makes of them, in [-1, 1]; `sample` gives films.
+    """
+
+    def __init__(
+        self,
+        builder,
+        options,
+        generator,
+        discriminators,
+        ema_generator=None,
+        *,
+        loss="least_squares",
+        apart=False,
+        **kwargs,
+    ):
+        super().__init__(name=kwargs.pop("name", builder), **kwargs)
+        self.builder, self.options, self.loss_kind, self.apart = builder, options, loss, apart
+        self.generator = generator
+        self.sides = tuple(discriminators)
+        for side, discriminator in discriminators.items():
+            setattr(self, f"discriminator_{side}", discriminator)
+        self.ema_generator = ema_generator
+        self.latent = generator.inputs[1].shape[-1]
+        self.num_classes = generator.inputs[0].shape[-1]
+        self._attentions = [
+            layer
+            for model in (generator, ema_generator)
+            if model is not None
+            for layer in model.layers
+            if isinstance(layer, SelfAttention)
+        ]
+        if ema_generator is not None:
+            ema_generator.set_weights([variable.numpy() for variable in generator.weights])
+            ema_generator.trainable = False
+        for _ in range(15):
+            for layer in self._spectral_layers():
+                vector, kernel = layer.normalized_weights()
+                layer.vector_u.assign(vector)
+                layer.kernel.assign(kernel)
+        self._traced_sample = None
+        self.built = True
+
+    @property
+    def discriminators(self) -> dict:
+        return {side: getattr(self, f"discriminator_{side}") for side in self.sides}
+
+    @property
+    def sampling_generator(self) -> keras.Model:
+        """The moving average where there is one, else the generator itself."""
+        return self.ema_generator or self.generator
+
+    @property
+    def num_draws(self) -> int:
+        """Random numbers that each film of an update takes, see `kxray.data.gan_batches`."""
+        return DiffAugment.num_draws
+
+    @property
+    def tau(self) -> float:
+        """How much of its self-attention the generator lets in; NaN where it has none."""
+        return float(self._attentions[0].tau.numpy()) if self._attentions else float("nan")
+
+    def set_tau(self, tau) -> None:
+        """Sets tau of a model whose tau is scheduled; nothing where it is learned, or there is none."""
+        for layer in self._attentions:
+            if layer.tau_rule == "schedule":
+                layer.tau.assign(tau)
+
+    def call(self, inputs, training=False):
+        return self.sampling_generator(inputs, training=training)
+
+    def sample(self, classes, *, seed=0, z=None, truncation=1.0, batch_size=64) -> dict:
+        """Makes films.
+
+        Args:
+            classes: int (N,), the class of each.
+            seed: film i is made of z number i of this seed, whatever the other films are.
+            z: float (N, latent), instead of the seed.
+            truncation: z is multiplied by it; below 1 films are more alike and more typical.
+            batch_size: films that are made at a time.
+
+        Returns:
+            dict from side in pixels to float32 (N, side, side, 1) in [0, 1].
+
+        Raises:
+            ValueError: classes that are no indices of a class, or a z of another shape.
+        """
+        classes = np.asarray(classes, np.int64).reshape(-1)
+        if ((classes < 0) | (classes >= self.num_classes)).any():
+            raise ValueError(f"classes must be in [0, {self.num_classes}), got {sorted(set(classes))}")
+        z = latents(seed, len(classes), self.latent) if z is None else np.asarray(z, np.float32)
+        if z.shape != (len(classes), self.latent):
+            raise ValueError(f"z must be ({len(classes)}, {self.latent}), got {z.shape}")
+        if self._traced_sample is None:
+            self._traced_sample = tf.function(
+                lambda z, condition: {
+                    name: (film + 1.0) / 2.0
+                    for name, film in self({"z": z, "condition": condition}, training=False).items()
+                },
+                reduce_retracing=True,
+            )
+        condition = np.eye(self.num_classes, dtype=np.float32)[classes]
+        made = {side: np.zeros((len(classes), side, side, 1), np.float32) for side in self.sides}
+        for start in range(0, len(classes), batch_size):
+            some = slice(start, start + batch_size)
+            films = self._traced_sample(
+                tf.constant(truncation * z[some], tf.float32), tf.constant(condition[some])
+            )
+            for side in self.sides:
+                made[side][some] = films[f"film_{side}"].numpy()
+        return made
+
+    def compile(
+        self,
+        generator_optimizer,
+        discriminator_optimizer,
+        *,
+        augment=(),
+        ema_decay=0.999,
+        r1=0.0,
+        mismatched=0.0,
+        accumulate=1,
+        generator_updates=1,
+        discriminator_updates=5,
+    ):
+        """Sets how it is trained.
+
+        Args:
+            generator_optimizer, discriminator_optimizer: keras.optimizers.Optimizer.
+            augment: policies of `kxray.layers.DiffAugment`.
+            ema_decay: share of its old value that the moving average keeps at each generator update; less at
+                first, (1 + n) / (10 + n) at update n.
+            r1: weight of the penalty on the discriminators' gradients at real films (Mescheder et al., 2018).
+            mismatched: weight of real films under a wrong class, which the conditional head is to take for
+                generated (Reed et al., 2016); 0: the paper's loss.
+            accumulate: parts that the films of an update are divided into; their gradients are added, so that
+                less memory is needed.
+            generator_updates, discriminator_updates: of one step.
+        """
+        super().compile(optimizer=generator_optimizer, jit_compile=False)
+        self.generator_optimizer = self.optimizer
+        if isinstance(self.generator_optimizer, keras.optimizers.LossScaleOptimizer):
+            discriminator_optimizer = keras.optimizers.LossScaleOptimizer(discriminator_optimizer)
+        self.discriminator_optimizer = discriminator_optimizer
+        self.augment = DiffAugment(augment, dtype="float32") if augment else None
+        self.ema_decay, self.r1, self.mismatched, self.accumulate = ema_decay, r1, mismatched, accumulate
+        self.updates = (generator_updates, discriminator_updates)
+        self.generator_optimizer.build(self.generator.trainable_variables)
+        self.discriminator_optimizer.build(self._discriminator_variables())
+
+    def train_step(self, batch):
+        """All discriminator updates of a step, and then its generator updates.
+
+        Args:
+            batch: what `kxray.data.gan_batches` yields.
+
+        Returns:
+            dict of scalars, means over the updates: generator_loss, discriminator_loss, and for every side
+            and head what discriminators say on average of real and generated films.
+        """
+        generator_updates, discriminator_updates = self.updates
+        logs = []
+        # The generator stands still meanwhile: the films of all discriminator updates are made at once.
+        fakes = self._fakes(batch, 0, discriminator_updates)
+        for update in range(discriminator_updates):
+            logs.append(self._update_discriminators(batch, fakes, update))
+        for update in range(discriminator_updates, discriminator_updates + generator_updates):
+            logs.append(self._update_generator(batch, update))
+        return _means(logs)
+
+    def get_config(self):
+        return {"builder": self.builder, "options": self.options}
+
+    @classmethod
+    def from_config(cls, config):
+        from kxray.models import build
+
+        return build(config["builder"], **config["options"])
+
+    def get_compile_config(self):
+        return None
+
+    def _fakes(self, batch, first, updates):
+        """dict from side to films of some updates (B, updates, side, side, 1), without a gradient."""
+        z, classes = batch["z"][:, first : first + updates], batch["fake_classes"][:, first : first + updates]
+        films = self.generator(
+            {
+                "z": tf.reshape(z, (-1, self.latent)),
+                "condition": tf.one_hot(tf.reshape(classes, (-1,)), self.num_classes),
+            },
+            training=True,
+        )
+        return {
+            side: tf.reshape(tf.stop_gradient(films[f"film_{side}"]), (-1, updates, side, side, 1))
+            for side in self.sides
+        }
+
+    def _update_discriminators(self, batch, fakes, update):
+        draws = batch["draws"][:, update]
+        real = _pyramid(2.0 * batch["films"][:, update] - 1.0, self.sides)
+        classes, others, fake_classes = (
+            tf.one_hot(batch[name][:, update], self.num_classes)
+            for name in ("classes", "other_classes", "fake_classes")
+        )
+        variables, gradients, facts = [], [], {}
+        for side, discriminator in self.discriminators.items():
+            films = self._changed(real[side], draws[:, 0])
+            made = self._changed(fakes[side][:, update], draws[:, 1])
+            own, logs = None, []
+            for part in self._parts(batch):
+                looks = self._looks(
+                    discriminator, films[part], classes[part], others[part], made[part], fake_classes[part]
+                )
+                # A tape each: devices must add gradients up in one order, and branches of a tape have none.
+                for look in looks:
+                    with tf.GradientTape() as tape:
+                        loss, told = look()
+                        scaled = self._scaled(loss, self.discriminator_optimizer)
+                    own = _added(own, _gradients(tape, scaled, discriminator.trainable_variables))
+                    logs.append({"loss": loss, **told})
+            gradients += own
+            variables += discriminator.trainable_variables
+            facts |= {f"{name}_{side}": value for name, value in _means(logs).items()}
+            facts[f"loss_{side}"] = tf.add_n([log["loss"] for log in logs]) / self.accumulate
+        self.discriminator_optimizer.apply(gradients, variables)
+        self._project(self._spectral_layers(generator=False))
+        return {"discriminator_loss": tf.add_n([facts.pop(f"loss_{side}") for side in self.sides]), **facts}
+
+    def _looks(self, discriminator, films, classes, others, made, made_classes):
+        """Functions that each give (a part of a discriminator's loss, what it said of the films): eq. (5)."""
+
+        def scores(film, condition):
+            # Not as in training: kernels are normalised after every update, not at every call.
+            return discriminator({"film": film, "condition": condition}, training=self.apart)
+
+        def at_films():
+            said = scores(films, classes)
+            return self._judged(said, 1.0), _told("real", said)
+
+        def at_made():
+            said = scores(made, made_classes)
+            return self._judged(said, 0.0), _told("fake", said)
+
+        def at_both():
+            both = scores(tf.concat([films, made], 0), tf.concat([classes, made_classes], 0))
+            count = tf.shape(films)[0]
+            said = {head: values[:count] for head, values in both.items()}
+            of_made = {head: values[count:] for head, values in both.items()}
+            loss = self._judged(said, 1.0) + self._judged(of_made, 0.0)
+            return loss, {**_told("real", said), **_told("fake", of_made)}
+
+        def at_mismatched():
+            said = {"conditional": scores(films, others)["conditional"]}
+            return self.mismatched * self._judged(said, 0.0), {}
+
+        def slope():
+            with tf.GradientTape() as inner:
+                inner.watch(films)
+                total = tf.add_n([tf.reduce_sum(values) for values in scores(films, classes).values()])
+            slopes = inner.gradient(total, films)
+            return 0.5 * self.r1 * tf.reduce_mean(tf.reduce_sum(tf.square(slopes), axis=(1, 2, 3))), {}
+
+        looks = [at_films, at_made] if self.apart else [at_both]
+        return looks + [at_mismatched] * bool(self.mismatched) + [slope] * bool(self.r1)
+
+    def _update_generator(self, batch, update):
+        variables = self.generator.trainable_variables
+        condition = tf.one_hot(batch["fake_classes"][:, update], self.num_classes)
+        gradients, logs = None, []
+        for part in self._parts(batch):
+            with tf.GradientTape() as tape:
+                films = self.generator(
+                    {"z": batch["z"][:, update][part], "condition": condition[part]}, training=True
+                )
+                loss = 0.0
+                for side, discriminator in self.discriminators.items():
+                    film = self._changed(films[f"film_{side}"], batch["draws"][:, update, 1][part])
+                    said = discriminator({"film": film, "condition": condition[part]}, training=self.apart)
+                    loss += self._judged(said, 1.0)
+                scaled = self._scaled(loss, self.generator_optimizer)
+            gradients = _added(gradients, _gradients(tape, scaled, variables))
+            logs.append({"generator_loss": loss})
+        self.generator_optimizer.apply(gradients, variables)
+        self._project(self._spectral_layers(discriminator=False))
+        if self.ema_generator is not None:
+            self._average()
+        return _means(logs)
+
+    def _average(self):
+        # A long memory of random weights is of no use: it grows with the updates.
+        updates = tf.cast(self.generator_optimizer.iterations.value, tf.float32)
+        decay = tf.minimum(self.ema_decay, (1.0 + updates) / (10.0 + updates))
+
+        def follow(average, value):
+            average.assign(decay * average + (1.0 - decay) * value)
+
+        for average, value in zip(self.ema_generator.weights, self.generator.weights, strict=True):
+            _on_every_device([average, value], follow)
+
+    def _judged(self, said, wanted):
+        """The loss of heads that are wanted at 1 or 0: half of what is between the brackets of (5), (6)."""
+        if self.loss_kind == "least_squares":
+            return tf.add_n([0.5 * tf.reduce_mean(tf.square(scores - wanted)) for scores in said.values()])
+        return tf.add_n(
+            [
+                tf.reduce_mean(
+                    tf.nn.sigmoid_cross_entropy_with_logits(
+                        labels=tf.fill(tf.shape(scores), wanted), logits=scores
+                    )
+                )
+                for scores in said.values()
+            ]
+        )
+
+    def _changed(self, films, draws):
+        if self.augment is None:
+            return films
+        return 2.0 * self.augment((films + 1.0) / 2.0, draws) - 1.0
+
+    def _parts(self, batch):
+        """The films of an update in `accumulate` parts, as slices."""
+        count = tf.shape(batch["classes"])[0]
+        size = -(-count // self.accumulate)
+        return [slice(number * size, (number + 1) * size) for number in range(self.accumulate)]
+
+    def _scaled(self, loss, optimizer):
+        # Every device sees its own films of a batch, and gradients are added over devices.
+        loss = loss / (self.accumulate * tf.distribute.get_strategy().num_replicas_in_sync)
+        return optimizer.scale_loss(loss)
+
+    def _discriminator_variables(self):
+        return [variable for model in self.discriminators.values() for variable in model.trainable_variables]
+
+    def _spectral_layers(self, generator=True, discriminator=True):
+        models = [self.generator] * generator + list(self.discriminators.values()) * discriminator
+        return [
+            layer
+            for model in models
+            for layer in model.layers
+            if isinstance(layer, layers.SpectralNormalization)
+        ]
+
+    @staticmethod
+    def _project(wrappers):
+        """Divides kernels by their largest singular value, found by one more power iteration each."""
+        for wrapper in wrappers:
+            _on_every_device([wrapper.kernel, wrapper.vector_u], _divide_by_norm)
+
+
+def latents(seed, count, length) -> np.ndarray:
+    """z float32 (count, length) from N(0, 1): row i is a function of (seed, i) alone."""
+    if not count:
+        return np.zeros((0, length), np.float32)
+    return np.stack([tf.random.stateless_normal([length], seed=[seed, row]).numpy() for row in range(count)])
+
+
+def _pyramid(films, sides):
+    """dict from side to films of that side, by the mean of squares of pixels."""
+    largest = films.shape[1]
+    return {side: films if side == largest else ops.average_pool(films, largest // side) for side in sides}
+
+
+def _divide_by_norm(kernel, vector):
+    flat = tf.reshape(kernel, (-1, kernel.shape[-1]))
+    other = tf.math.l2_normalize(tf.matmul(vector, flat, transpose_b=True))
+    new = tf.math.l2_normalize(tf.matmul(other, flat))
+    norm = tf.matmul(tf.matmul(other, flat), new, transpose_b=True)
+    vector.assign(new)
+    kernel.assign(kernel / tf.maximum(tf.reshape(norm, ()), 1e-12))
+
+
+def _on_every_device(variables, change):
+    """Runs `change(*variables)` on each device's copies, which agree; the first of them decides where."""
+    variables = [variable.value for variable in variables]
+    if not (tf.distribute.has_strategy() and tf.distribute.in_cross_replica_context() is False):
+        change(*variables)
+        return
+
+    def merged(strategy, *copies):
+        strategy.extended.update(copies[0], change, args=copies[1:])
+
+    tf.distribute.get_replica_context().merge_call(merged, args=tuple(variables))
+
+
+def _gradients(tape, loss, variables):
+    # A part of a loss may leave out a head, and a slope does not depend on biases.
+    found = tape.gradient(loss, variables)
+    pairs = zip(found, variables, strict=True)
+    return [tf.zeros(variable.shape) if slope is None else slope for slope, variable in pairs]
+
+
+def _added(total, more):
+    if total is None:
+        return more
+    return [one + other for one, other in zip(total, more, strict=True)]
+
+
+def _told(kind, said):
+    return {f"{kind}_{head}": tf.reduce_mean(scores) for head, scores in said.items()}
+
+
+def _means(logs):
+    """Of every number the mean over the logs that have it."""
+    return {
+        name: tf.reduce_mean([log[name] for log in logs if name in log])
+        for name in dict.fromkeys(name for log in logs for name in log)
+    }
