@@ -14,6 +14,8 @@ from kxray.metrics.classification import (
     patient_bootstrap,
     wilson_interval,
 )
+from kxray.metrics.fdd import equal_rows, frechet_distance, kernel_distance, kid
+from kxray.metrics.fidelity import precision_recall_density_coverage
 from kxray.metrics.findings import average_precision, finding_scores
 from kxray.metrics.localization import (
     area_above_half,
@@ -84,16 +86,20 @@ __all__ = [
     "confusion",
     "decision_thresholds",
     "deletion",
+    "equal_rows",
     "expected_calibration_error",
     "faithfulness_correlation",
     "faithfulness_estimate",
     "finding_scores",
     "fit_temperature",
     "fraction_order",
+    "frechet_distance",
     "holm",
     "insertion",
     "iou_at",
     "is_complete",
+    "kernel_distance",
+    "kid",
     "map_auroc",
     "map_similarity",
     "mass_inside",
@@ -110,6 +116,7 @@ __all__ = [
     "pixel_order",
     "pointing_game",
     "pooled_mean_iou",
+    "precision_recall_density_coverage",
     "random_logit",
     "rank_accuracy",
     "region_box",
