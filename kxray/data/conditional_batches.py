@@ -3,6 +3,7 @@
 import numpy as np
 
 from kxray.data.pipeline import with_options
+from kxray.io.parallel import read_ahead
 
 
 def gan_batches(
@@ -106,7 +107,9 @@ def gan_batches(
         "fake_classes": tf.TensorSpec((batch_size, real + generated), tf.int32),
         "draws": tf.TensorSpec((batch_size, real + generated, 2, num_draws), tf.float32),
     }
-    return with_options(tf.data.Dataset.from_generator(steps, output_signature=signature))
+    return with_options(
+        tf.data.Dataset.from_generator(lambda: read_ahead(steps(), 2), output_signature=signature)
+    )
 
 
 def _repeated(own, count, random):

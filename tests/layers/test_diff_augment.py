@@ -22,9 +22,7 @@ def changed(film, policy, **draws):
 def test_brightness_and_contrast():
     np.testing.assert_allclose(changed(FILM, "brightness", brightness=1.0), FILM + 0.25, atol=1e-6)
     mean = FILM.mean()
-    np.testing.assert_allclose(
-        changed(FILM, "contrast", contrast=0.0), mean + (FILM - mean) / 2, atol=1e-6
-    )
+    np.testing.assert_allclose(changed(FILM, "contrast", contrast=0.0), mean + (FILM - mean) / 2, atol=1e-6)
     np.testing.assert_allclose(changed(FILM, "contrast"), FILM, atol=1e-6)
 
 
