@@ -1,3 +1,6 @@
+# First of all: as soon as Keras is there, what registers with it is imported, and that imports these layers.
+import keras  # noqa: F401
+
 from kxray.layers.diff_augment import DiffAugment
 from kxray.layers.disease_attention import DiseaseAttention
 from kxray.layers.film_input import film_input

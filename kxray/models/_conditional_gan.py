@@ -104,7 +104,7 @@ class ConditionalGAN(keras.Model):
     def call(self, inputs, training=False):
         return self.sampling_generator(inputs, training=training)
 
-    def sample(self, classes, *, seed=0, z=None, truncation=1.0, batch_size=64) -> dict:
+    def sample(self, classes, *, seed=0, z=None, truncation=1.0, batch_size=16) -> dict:
         """Makes films.
 
         Args:
