@@ -1,5 +1,7 @@
 """Batches for conditional GANs: real films and all random numbers of a training step."""
 
+import functools
+
 import numpy as np
 
 from kxray.data.pipeline import with_options
@@ -22,8 +24,8 @@ def gan_batches(
 ):
     """An endless dataset whose elements are a function of (seed, step) alone.
 
-    Real films come in shuffled passes over `rows`, one pass after the other; generated films take their
-    classes by the same rule.
+    Real films come in shuffled passes over `rows`, one pass after the other; the classes of generated films
+    are drawn as often as real ones come.
 
     Args:
         inputs: `kxray.data.pipeline.NetworkInputs` or `ArrayInputs`, films (s, s, 1) in [0, 1].
@@ -40,9 +42,10 @@ def gan_batches(
 
     Returns:
         tf.data.Dataset of dicts: `films` float32 (B, U, s, s, 1), `classes` int32 (B, U), `other_classes`
-        int32 (B, U), a wrong class for each real film; `z` float32 (B, U + G, latent) from N(0, 1),
-        `fake_classes` int32 (B, U + G), `draws` float32 (B, U + G, 2, num_draws) in [0, 1), of real and
-        generated films. Films come first on every axis, so that devices share a batch evenly.
+        int32 (B, U), a wrong class for each real film (its own where there is no other); `z` float32
+        (B, U + G, latent) from N(0, 1), `fake_classes` int32 (B, U + G), `draws` float32
+        (B, U + G, 2, num_draws) in [0, 1), of real and generated films. Films come first on every axis, so
+        that devices share a batch evenly.
 
     Raises:
         ValueError: no films.
@@ -56,6 +59,7 @@ def gan_batches(
     films_a_step = batch_size * real
     members = [rows[classes[rows] == label] for label in np.unique(classes[rows])]
 
+    @functools.lru_cache(maxsize=2)
     def passes(number):
         """The films of one pass; of balanced ones each class repeats its own to the same count."""
         random = np.random.default_rng([seed, 1, number])
@@ -74,6 +78,8 @@ def gan_batches(
             chosen[within] = passes(int(number))[wanted[within] % length]
         return chosen
 
+    drawn_from = np.array([classes[own[0]] for own in members]) if balanced else classes[rows]
+
     def steps():
         step = first_step
         while True:
@@ -82,18 +88,13 @@ def gan_batches(
             films = np.concatenate(list(inputs.batches(chosen, films_a_step)))
             own = classes[chosen]
             shift = random.integers(1, max(2, num_classes), films_a_step)
-            drawn = (
-                random.integers(0, len(members), (batch_size, real + generated))
-                if balanced
-                else random.integers(0, len(rows), (batch_size, real + generated))
-            )
-            of = np.array([classes[own[0]] for own in members]) if balanced else classes[rows]
+            drawn = random.integers(0, len(drawn_from), (batch_size, real + generated))
             yield {
                 "films": films.reshape(batch_size, real, *films.shape[1:]),
                 "classes": own.reshape(batch_size, real).astype(np.int32),
                 "other_classes": ((own + shift) % num_classes).reshape(batch_size, real).astype(np.int32),
                 "z": random.standard_normal((batch_size, real + generated, latent), np.float32),
-                "fake_classes": of[drawn].astype(np.int32),
+                "fake_classes": drawn_from[drawn].astype(np.int32),
                 "draws": random.random((batch_size, real + generated, 2, num_draws), np.float32),
             }
             step += 1

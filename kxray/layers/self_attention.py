@@ -78,4 +78,4 @@ def scheduled_tau(epoch, every=5, step=0.1):
 
     Source: Ann et al. (2020), section III.3.
     """
-    return min(1.0, step * (epoch // every))
+    return min(1.0, round(step * (epoch // every), 10))

@@ -120,9 +120,12 @@ class ConditionalGAN(keras.Model):
         Raises:
             ValueError: classes that are no indices of a class, or a z of another shape.
         """
-        classes = np.asarray(classes, np.int64).reshape(-1)
-        if ((classes < 0) | (classes >= self.num_classes)).any():
-            raise ValueError(f"classes must be in [0, {self.num_classes}), got {sorted(set(classes))}")
+        classes = np.asarray(classes).reshape(-1)
+        whole = classes.dtype.kind in "iu" or not len(classes)
+        if not whole or ((classes < 0) | (classes >= self.num_classes)).any():
+            got = np.unique(classes).tolist()
+            raise ValueError(f"classes must be whole numbers in [0, {self.num_classes}), got {got}")
+        classes = classes.astype(np.int64)
         z = latents(seed, len(classes), self.latent) if z is None else np.asarray(z, np.float32)
         if z.shape != (len(classes), self.latent):
             raise ValueError(f"z must be ({len(classes)}, {self.latent}), got {z.shape}")
@@ -168,10 +171,15 @@ class ConditionalGAN(keras.Model):
             r1: weight of the penalty on the discriminators' gradients at real films (Mescheder et al., 2018).
             mismatched: weight of real films under a wrong class, which the conditional head is to take for
                 generated (Reed et al., 2016); 0: the paper's loss.
-            accumulate: parts that the films of an update are divided into; their gradients are added, so that
-                less memory is needed.
+            accumulate: parts that each device's films of an update are divided into; their gradients are
+                added, so that less memory is needed. Batch normalisation sees the films of a part.
             generator_updates, discriminator_updates: of one step.
+
+        Raises:
+            ValueError: mismatched films where there is only one class.
         """
+        if mismatched and self.num_classes == 1:
+            raise ValueError("mismatched films need several classes, this GAN has one")
         super().compile(optimizer=generator_optimizer, jit_compile=False)
         self.generator_optimizer = self.optimizer
         if isinstance(self.generator_optimizer, keras.optimizers.LossScaleOptimizer):
@@ -194,14 +202,23 @@ class ConditionalGAN(keras.Model):
             and head what discriminators say on average of real and generated films.
         """
         generator_updates, discriminator_updates = self.updates
+        films = batch["classes"].shape[0]
+        if films is not None and films % self.accumulate:
+            raise ValueError(
+                f"a device's {films} films of a batch do not divide into accumulate={self.accumulate} parts"
+            )
         logs = []
-        # The generator stands still meanwhile: the films of all discriminator updates are made at once.
-        fakes = self._fakes(batch, 0, discriminator_updates)
         for update in range(discriminator_updates):
-            logs.append(self._update_discriminators(batch, fakes, update))
+            logs.append(self._update_discriminators(batch, update))
         for update in range(discriminator_updates, discriminator_updates + generator_updates):
             logs.append(self._update_generator(batch, update))
         return _means(logs)
+
+    def without_optimizers(self):
+        """A copy with the same weights and nothing else: what is worth keeping of a finished training."""
+        copy = type(self).from_config(self.get_config())
+        copy.set_weights(self.get_weights())
+        return copy
 
     def get_config(self):
         return {"builder": self.builder, "options": self.options}
@@ -215,54 +232,53 @@ class ConditionalGAN(keras.Model):
     def get_compile_config(self):
         return None
 
-    def _fakes(self, batch, first, updates):
-        """dict from side to films of some updates (B, updates, side, side, 1), without a gradient."""
-        z, classes = batch["z"][:, first : first + updates], batch["fake_classes"][:, first : first + updates]
+    def _made(self, batch, update, part):
+        """dict from side to the films that discriminators see of a part of an update."""
         films = self.generator(
             {
-                "z": tf.reshape(z, (-1, self.latent)),
-                "condition": tf.one_hot(tf.reshape(classes, (-1,)), self.num_classes),
+                "z": batch["z"][part, update],
+                "condition": tf.one_hot(batch["fake_classes"][part, update], self.num_classes),
             },
             training=True,
         )
-        return {
-            side: tf.reshape(tf.stop_gradient(films[f"film_{side}"]), (-1, updates, side, side, 1))
-            for side in self.sides
-        }
+        draws = batch["draws"][part, update, 1]
+        return {side: self._changed(films[f"film_{side}"], draws) for side in self.sides}
 
-    def _update_discriminators(self, batch, fakes, update):
-        draws = batch["draws"][:, update]
+    def _update_discriminators(self, batch, update):
         real = _pyramid(2.0 * batch["films"][:, update] - 1.0, self.sides)
-        classes, others, fake_classes = (
+        classes, others, made_classes = (
             tf.one_hot(batch[name][:, update], self.num_classes)
             for name in ("classes", "other_classes", "fake_classes")
         )
-        variables, gradients, facts = [], [], {}
-        for side, discriminator in self.discriminators.items():
-            films = self._changed(real[side], draws[:, 0])
-            made = self._changed(fakes[side][:, update], draws[:, 1])
-            own, logs = None, []
-            for part in self._parts(batch):
+        gradients, logs = dict.fromkeys(self.sides), []
+        for part in self._parts(batch):
+            made = self._made(batch, update, part)
+            for side, discriminator in self.discriminators.items():
+                films = self._changed(real[side][part], batch["draws"][part, update, 0])
                 looks = self._looks(
-                    discriminator, films[part], classes[part], others[part], made[part], fake_classes[part]
+                    discriminator,
+                    (films, classes[part], others[part]),
+                    (tf.stop_gradient(made[side]), made_classes[part]),
                 )
                 # A tape each: devices must add gradients up in one order, and branches of a tape have none.
                 for look in looks:
                     with tf.GradientTape() as tape:
                         loss, told = look()
                         scaled = self._scaled(loss, self.discriminator_optimizer)
-                    own = _added(own, _gradients(tape, scaled, discriminator.trainable_variables))
-                    logs.append({"loss": loss, **told})
-            gradients += own
-            variables += discriminator.trainable_variables
-            facts |= {f"{name}_{side}": value for name, value in _means(logs).items()}
-            facts[f"loss_{side}"] = tf.add_n([log["loss"] for log in logs]) / self.accumulate
-        self.discriminator_optimizer.apply(gradients, variables)
+                    found = _gradients(tape, scaled, discriminator.trainable_variables)
+                    gradients[side] = _added(gradients[side], found)
+                    logs.append({"loss": loss, **{f"{name}_{side}": value for name, value in told.items()}})
+        self.discriminator_optimizer.apply(
+            [slope for side in self.sides for slope in gradients[side]], self._discriminator_variables()
+        )
         self._project(self._spectral_layers(generator=False))
-        return {"discriminator_loss": tf.add_n([facts.pop(f"loss_{side}") for side in self.sides]), **facts}
+        total = tf.add_n([log.pop("loss") for log in logs]) / self.accumulate
+        return {"discriminator_loss": total, **_means(logs)}
 
-    def _looks(self, discriminator, films, classes, others, made, made_classes):
+    def _looks(self, discriminator, real, generated):
         """Functions that each give (a part of a discriminator's loss, what it said of the films): eq. (5)."""
+        films, classes, others = real
+        made, made_classes = generated
 
         def scores(film, condition):
             # Not as in training: kernels are normalised after every update, not at every call.
@@ -299,19 +315,16 @@ class ConditionalGAN(keras.Model):
         return looks + [at_mismatched] * bool(self.mismatched) + [slope] * bool(self.r1)
 
     def _update_generator(self, batch, update):
-        variables = self.generator.trainable_variables
+        variables, gradients, logs = self.generator.trainable_variables, None, []
         condition = tf.one_hot(batch["fake_classes"][:, update], self.num_classes)
-        gradients, logs = None, []
         for part in self._parts(batch):
             with tf.GradientTape() as tape:
-                films = self.generator(
-                    {"z": batch["z"][:, update][part], "condition": condition[part]}, training=True
-                )
-                loss = 0.0
-                for side, discriminator in self.discriminators.items():
-                    film = self._changed(films[f"film_{side}"], batch["draws"][:, update, 1][part])
-                    said = discriminator({"film": film, "condition": condition[part]}, training=self.apart)
-                    loss += self._judged(said, 1.0)
+                made = self._made(batch, update, part)
+                said = [
+                    discriminator({"film": made[side], "condition": condition[part]}, training=self.apart)
+                    for side, discriminator in self.discriminators.items()
+                ]
+                loss = tf.add_n([self._judged(heads, 1.0) for heads in said])
                 scaled = self._scaled(loss, self.generator_optimizer)
             gradients = _added(gradients, _gradients(tape, scaled, variables))
             logs.append({"generator_loss": loss})
@@ -329,8 +342,11 @@ class ConditionalGAN(keras.Model):
         def follow(average, value):
             average.assign(decay * average + (1.0 - decay) * value)
 
+        # A tau that is set is set in both.
+        scheduled = {id(layer.tau) for layer in self._attentions if layer.tau_rule == "schedule"}
         for average, value in zip(self.ema_generator.weights, self.generator.weights, strict=True):
-            _on_every_device([average, value], follow)
+            if id(value) not in scheduled:
+                _on_every_device([average, value], follow)
 
     def _judged(self, said, wanted):
         """The loss of heads that are wanted at 1 or 0: half of what is between the brackets of (5), (6)."""
@@ -354,8 +370,7 @@ class ConditionalGAN(keras.Model):
 
     def _parts(self, batch):
         """The films of an update in `accumulate` parts, as slices."""
-        count = tf.shape(batch["classes"])[0]
-        size = -(-count // self.accumulate)
+        size = tf.shape(batch["classes"])[0] // self.accumulate
         return [slice(number * size, (number + 1) * size) for number in range(self.accumulate)]
 
     def _scaled(self, loss, optimizer):

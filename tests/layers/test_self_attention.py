@@ -64,8 +64,12 @@ def test_the_schedule_of_the_paper():
 def test_it_is_saved_and_read(tmp_path):
     film = keras.Input((4, 4, 8))
     model = keras.Model(film, SelfAttention("learned", 2)(film))
+    model.layers[1].tau.assign(0.5)
     model.save(tmp_path / "model.keras")
     again = keras.saving.load_model(tmp_path / "model.keras")
+    x = np.random.default_rng(0).normal(size=(2, 4, 4, 8)).astype("float32")
+    np.testing.assert_allclose(again(x).numpy(), model(x).numpy(), atol=1e-6)
+    assert np.abs(again(x).numpy() - x).max() > 0.01
     assert (again.layers[1].tau_rule, again.layers[1].pool) == ("learned", 2)
 
 

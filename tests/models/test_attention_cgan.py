@@ -151,8 +151,9 @@ def test_options_out_of_range_are_told(name, options, message):
 
 
 def test_classes_and_latents_that_do_not_fit_are_told(gan):
-    with pytest.raises(ValueError, match=r"classes must be in \[0, 3\), got .*3"):
-        gan.sample([0, 3])
+    for classes, got in (([0, 3], r"\[0, 3\]"), ([0.9], r"\[0.9\]")):
+        with pytest.raises(ValueError, match=rf"classes must be whole numbers in \[0, 3\), got {got}"):
+            gan.sample(classes)
     with pytest.raises(ValueError, match=r"z must be \(2, 6\), got \(2, 5\)"):
         gan.sample([0, 1], z=np.zeros((2, 5)))
 
