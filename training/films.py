@@ -361,12 +361,13 @@ def validation_split(task, films, members, grouping, seed):
 
 
 def check_classes(task, table, grouping=None) -> None:
-    """Raises ValueError where a class has too few films to be in every part.
+    """Raises ValueError where a class has too few real films to be in every part.
 
     With a `kxray.data.Grouping`, films that are kept together count once.
     """
     if task.multilabel:
         return findings.check(task, table, grouping)
+    table, grouping = findings.real_films(table, grouping)
     if grouping is None:
         counts = table[task.label_column].value_counts()
     else:
@@ -385,13 +386,14 @@ def check_classes(task, table, grouping=None) -> None:
 def split_films(recipe, task, table, grouping):
     """The `kxray.data.Split` of the tested films: K folds, the source's own parts, or one split."""
     from kxray import data
+    from kxray.data.splits import has_split
 
     if recipe.folds == 1:
         raise ValueError("--folds 1 leaves nothing to train on; 0 makes one split, 2 and more make folds")
     check_classes(task, table, grouping)
     if recipe.folds:
         return data.patient_folds(table, task.stratified_by, recipe.folds, recipe.seed, grouping=grouping)
-    if "split" in table.columns and (table["split"] != "").all():
+    if has_split(table):
         return _given_split(recipe, task, table, grouping)
     validation = VALIDATION_SHARE * (1 - TEST_SHARE)
     return data.patient_split(

@@ -70,10 +70,10 @@ def settle(task, table) -> tuple:
     """
     labels, notes = task.labels, []
     if not labels:
-        patients = table["patient_id"].where(table["patient_id"] != "", table["path"])
         there = columns_of(table)
         asked = [name for name in task.preferred if name in there] or there
-        counts = counted(table, asked, patients)
+        real, _ = real_films(table)
+        counts = counted(real, asked, real["patient_id"].where(real["patient_id"] != "", real["path"]))
         enough = (counts[["positive", "negative"]] >= SMALLEST_CLASS).all(axis=1)
         labels = tuple(counts.index[enough])
         if not labels:
@@ -122,8 +122,17 @@ def counted(table, labels, groups=None) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["positive", "negative", "unknown"], index=list(labels))
 
 
+def real_films(table, grouping=None) -> tuple:
+    """(films, their `kxray.data.Grouping` or None) without the synthetic ones, which no part is tested on."""
+    from kxray.data import held_out
+
+    real = ~held_out.synthetic_films(table)
+    return table[real], None if grouping is None else grouping.take(real)
+
+
 def check(task, table, grouping=None) -> None:
-    """Raises ValueError where a finding, or its absence, is too rare to be in every part."""
+    """Raises ValueError where a finding, or its absence, is too rare to be in every part: of real films."""
+    table, grouping = real_films(table, grouping)
     counts = counted(table, task.labels, None if grouping is None else grouping.groups)
     kind = "films" if grouping is None else "independent films"
     for label, row in counts.iterrows():

@@ -15,9 +15,15 @@ _PUBLIC = {
     "write_manifest": "manifest",
     "write_skipped": "manifest",
     "read_source": "sources",
+    "SyntheticFacts": "synthetic",
+    "generator_digest": "synthetic",
+    "is_synthetic": "synthetic",
+    "synthetic_rows": "synthetic",
+    "write_synthetic": "synthetic",
     "Grouping": "splits",
     "Split": "splits",
     "SplitError": "splits",
+    "check_held_out": "held_out",
     "film_groups": "splits",
     "given_split": "splits",
     "load_split": "splits",
@@ -37,6 +43,10 @@ _PUBLIC = {
     "metadata_columns": "associations",
     "duplicate_pairs": "leaks",
     "straddling_columns": "leaks",
+    "Conditions": "conditions",
+    "condition_films": "conditions",
+    "thin_out": "conditions",
+    "gan_batches": "conditional_batches",
     "Marker": "markers",
     "find_markers": "markers",
     "marker_properties": "markers",
@@ -69,9 +79,9 @@ _PUBLIC = {
     "size_thresholds": "relabel",
 }
 _MODULES = (
-    *("align", "associations", "audit", "calibre", "features", "leaks", "manifest", "markers"),
+    *("align", "associations", "audit", "calibre", "conditions", "features", "leaks", "manifest", "markers"),
     *("mask_priors", "masks", "phantom", "pipeline", "registration", "relabel", "shortcuts"),
-    *("similarity", "sources", "splits", "truth"),
+    *("similarity", "sources", "splits", "synthetic", "truth"),
 )
 
 __all__ = list(_PUBLIC) + list(_MODULES)

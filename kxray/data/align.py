@@ -17,11 +17,13 @@ from kxray.data import manifest
 from kxray.data.aligners import aligner_of
 from kxray.data.moved_places import moved_boxes, moved_masks, write_masks
 from kxray.data.sources import find_films, read_source
+from kxray.data.synthetic import synthetic_rows
 from kxray.data.truth import find_masks
 from kxray.io import FilmError, read_films
 from kxray.io.files import write_whole
 from kxray.io.film import MIN_SIDE
 from kxray.io.image import write_png16
+from kxray.io.marks import SYNTHETIC_TEXTS
 from kxray.io.resize import resize
 
 CHUNK = 32
@@ -44,7 +46,8 @@ def align_folder(source, out, by, *, size=256, least_confidence=0.5, progress=No
     `kxray.data.moved_places.move_box`), and what was done: rotation (degrees anticlockwise), scale and
     shift_x, shift_y (shares of the width) say how the chest lay on the source's film stretched to a square,
     see `kxray.data.Similarity`; confidence, aligned (1) and source_path (relative to OUT). Columns of the
-    source with such a name go on as source_NAME, its own source_NAME as source_source_NAME.
+    source with such a name go on as source_NAME, its own source_NAME as source_source_NAME. A film that a
+    generator made stays marked, in its file and by the column synthetic (1).
 
     Args:
         source: what `kxray.data.read_source` takes, its table, or a folder of films that says nothing of
@@ -254,10 +257,16 @@ def frame(film, size, small):
     return resize(film.pixels, small), resize(film.pixels, (side, side)), (height, width)
 
 
+def _marked_frame(film, size, small):
+    """`frame`, and whether the film's file says that a generator made it."""
+    kept = frame(film, size, small)
+    return kept if isinstance(kept, str) else (*kept, bool(film.facts.get("synthetic")))
+
+
 def _align_films(table, names, out, aligner, workers):
     size = json.loads((out / "alignment.json").read_text(encoding="utf-8"))
     size, least = size["size"], size["least_confidence"]
-    transform = functools.partial(frame, size=size, small=aligner.shape)
+    transform = functools.partial(_marked_frame, size=size, small=aligner.shape)
     rows = [{"film": "", "reason": "", "confidence": 0.0} for _ in names]
     frames = {}
     for k, kept in read_films(table["path"], transform=transform, workers=workers):
@@ -268,8 +277,11 @@ def _align_films(table, names, out, aligner, workers):
             frames[k] = kept
     if not frames:
         return rows
-    judged = aligner(np.stack([small for small, _, _ in frames.values()]), least)
-    for (k, (_, square, shape)), (pose, confidence, reason) in zip(frames.items(), judged, strict=True):
+    judged = aligner(np.stack([small for small, *_ in frames.values()]), least)
+    made = synthetic_rows(table)
+    for (k, (_, square, shape, marked)), (pose, confidence, reason) in zip(
+        frames.items(), judged, strict=True
+    ):
         row = table.iloc[k]
         if row.get("view") == "lateral":
             reason = "a lateral film, says the source"
@@ -282,9 +294,11 @@ def _align_films(table, names, out, aligner, workers):
             rows[k]["reason"] = " ".join(str(error).split())
             continue
         place, boxes = f"films/{names[k]}.png", moved_boxes(row, pose, shape, size)
-        write_png16(out / place, np.clip(pose.warp(square, (size, size)), 0, 1))
+        synthetic = bool(marked or made[k])
+        texts = SYNTHETIC_TEXTS if synthetic else None
+        write_png16(out / place, np.clip(pose.warp(square, (size, size)), 0, 1), texts)
         rows[k] |= {"film": place, "pose": _cells(pose), "boxes": [box for box in boxes if box]}
-        rows[k]["boxes_left_out"] = boxes.count(None)
+        rows[k] |= {"boxes_left_out": boxes.count(None), "synthetic": synthetic}
         rows[k]["masks"] = write_masks(masks, out, names[k])
     return rows
 
@@ -318,6 +332,8 @@ def _tables(table, rows, out):
     aligned["confidence"] = [rows[k]["confidence"] for k in kept]
     aligned["aligned"] = [1] * len(kept)
     aligned["source_path"] = [sources[k] for k in kept]
+    if any(rows[k].get("synthetic") for k in kept):
+        aligned["synthetic"] = [int(rows[k].get("synthetic", False)) for k in kept]
     refused = {
         "source_path": [sources[k] for k in left],
         "reason": [rows[k]["reason"] for k in left],

@@ -19,7 +19,10 @@ import pandas as pd
 from kxray.io.files import write_whole
 
 BOX_FIELDS = ("finding", "x", "y", "width", "height")
-TEXT_COLUMNS = ("path", "patient_id", "label", "coarse_label", "view", "split")
+TEXT_COLUMNS = (
+    *("path", "patient_id", "label", "coarse_label", "view", "split"),
+    *("condition", "nearest_film"),
+)
 # Columns that describe the film, its patient or a phantom's geometry; a 0 or 1 in them is not a finding.
 METADATA_COLUMNS = (
     *(*TEXT_COLUMNS, "boxes", "masks", "position", "age", "sex", "follow_up", "study_id", "source", "group"),
@@ -27,6 +30,8 @@ METADATA_COLUMNS = (
     *("calibre", "calibre_px", "size_px"),
     # Of aligned films; what their source called so itself is source_NAME, see `is_metadata`.
     *("aligned", "confidence"),
+    # Of films that a generator made, see `kxray.data.synthetic`.
+    *("synthetic", "seed", "number", "nearest_distance"),
 )
 MOST_SHOWN = 20
 _PROBLEM_COLUMNS = ("row", "path", "column", "problem")

@@ -2,7 +2,8 @@
 
 Films of one patient resemble each other more than films of two; a patient on both sides of a split turns
 memory into accuracy. Every split here moves whole groups: patients, or near-duplicates where patients are
-unknown.
+unknown. And a score on films that a generator made says nothing of patients: they are for training only, no
+split lets them into validation or test (`kxray.data.synthetic`).
 """
 
 import csv
@@ -18,6 +19,7 @@ import numpy as np
 import pandas as pd
 
 from kxray.data import audit
+from kxray.data.held_out import SplitError, check_held_out, refuse, synthetic_films
 from kxray.data.manifest import as_manifest, is_normal, write_text
 
 PART_NAMES = {
@@ -28,10 +30,6 @@ PART_NAMES = {
 BY_PATIENT = "patient_id"
 BY_NEAR_DUPLICATES = "near-duplicate groups (no patient ids)"
 _HASH_LINE = "# split sha256 "
-
-
-class SplitError(ValueError):
-    """A split that cannot be made, or that lets one group into two parts."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,10 +146,11 @@ def patient_folds(
         `Split` with fold numbers; its notes name the classes that are too rare to be in every fold.
 
     Raises:
-        SplitError: fewer groups than folds.
+        SplitError: fewer groups than folds; a synthetic film, which a fold would test on.
     """
     if k < 2:
         raise SplitError(f"expected at least 2 folds, got {k}")
+    refuse(table, synthetic_films(table, True), "a fold would test on it; fold the real films alone")
     grouping = grouping or film_groups(table)
     _enough_groups(grouping, k, f"{k} folds")
     counts, names = _label_counts(table, labels)
@@ -176,21 +175,51 @@ def patient_split(
 ) -> Split:
     """Cuts films into train, val and test with whole groups and even classes.
 
+    Synthetic films are always in train, and have no share in the others.
+
     Args:
-        val, test: shares of the films in [0, 1); 0 leaves that part out. The rest is for training.
+        val, test: shares of the real films in [0, 1); 0 leaves that part out. The rest is for training.
         table, labels, seed, grouping: as in `patient_folds`.
 
     Returns:
         `Split` with the parts "train", "val", "test".
 
     Raises:
-        SplitError: fewer groups than parts, or shares that leave nothing to train on.
+        SplitError: fewer groups than parts, shares that leave nothing to train on, no real film, or a
+            synthetic film that copies one of val or test.
     """
     if val < 0 or test < 0 or not 0 < val + test < 1:
         raise SplitError(f"expected shares val and test, 0 < val + test < 1, got {val} and {test}")
     shares = {"train": 1 - val - test, "val": val, "test": test}
     shares = {name: share for name, share in shares.items() if share > 0}
+    made = synthetic_films(table)
     grouping = grouping or film_groups(table)
+    while True:
+        split = _with_synthetic(table, labels, made, grouping, shares, seed)
+        # Only now the files: a large archive has many, of which few are held out.
+        marked = synthetic_films(table, split.parts != "train") & ~made
+        if not marked.any():
+            return split
+        made |= marked
+
+
+def _with_synthetic(table, labels, made, grouping, shares, seed) -> Split:
+    """The split of the real films, with the synthetic ones in train."""
+    if not made.any():
+        return _real_split(table, labels, grouping, shares, seed)
+    if made.all():
+        raise SplitError(f"all {len(table)} films are synthetic; validation and test need real films")
+    own = labels[~made] if isinstance(labels, (np.ndarray, pd.Series, pd.DataFrame)) else labels
+    real = _real_split(table[~made], own, grouping.take(~made), shares, seed)
+    parts = np.full(len(table), "train", dtype="U5")
+    parts[~made] = real.parts
+    held_out = np.unique(grouping.groups[~made][real.parts != "train"])
+    refuse(table, made & np.isin(grouping.groups, held_out), "it copies a held-out film")
+    note = f"{int(made.sum())} synthetic films are in train only"
+    return Split(parts, grouping, (*real.notes, note))
+
+
+def _real_split(table, labels, grouping, shares, seed) -> Split:
     _enough_groups(grouping, len(shares), " and ".join(shares))
     counts, names = _label_counts(table, labels)
     codes = np.unique(grouping.groups, return_inverse=True)[1].reshape(-1)
@@ -199,13 +228,24 @@ def patient_split(
     return _finished(parts, grouping, counts, names, {name: name for name in shares})
 
 
+def has_split(table: pd.DataFrame) -> bool:
+    """Whether the table's `split` column has a value for each real film."""
+    if "split" not in table.columns:
+        return False
+    blank = (table["split"].fillna("") == "").to_numpy(bool)
+    return not blank.any() or bool(not blank.all() and synthetic_films(table, blank)[blank].all())
+
+
 def given_split(table: pd.DataFrame, *, grouping: Grouping | None = None) -> Split:
-    """The split that the table's `split` column prescribes.
+    """The split that the table's `split` column prescribes; a synthetic film without a value is in train.
 
     Raises:
-        SplitError: a film without a part, or a group in two parts.
+        SplitError: a real film without a part, a group in two parts, or a synthetic film in val or test.
     """
-    given = as_manifest(table)["split"].to_numpy(dtype=str)
+    given = as_manifest(table)["split"].to_numpy(dtype=object)
+    blank = given == ""
+    if blank.any():
+        given = np.where(blank & synthetic_films(table, blank), "train", given)
     if (given == "").any():
         raise SplitError(
             f"{int((given == '').sum())} of {len(given)} films have no value in the column 'split'"
@@ -214,6 +254,7 @@ def given_split(table: pd.DataFrame, *, grouping: Grouping | None = None) -> Spl
     if unknown:
         raise SplitError(f"unknown split {', '.join(map(repr, unknown[:5]))}; expected train, val or test")
     parts = np.array([PART_NAMES[name.lower()] for name in given])
+    check_held_out(table, parts)
     grouping = grouping or film_groups(table)
     check_parts(grouping.groups, parts)
     return Split(parts, grouping, _grouping_notes(grouping))

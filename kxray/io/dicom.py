@@ -19,6 +19,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from kxray.io import marks
 from kxray.io.codestream import parse_jpeg, parse_jpeg2000
 from kxray.io.film import MAX_PIXELS, Film, FilmError, check_size
 from kxray.io.native import captured_complaints
@@ -103,7 +104,7 @@ def read_header(data: bytes, name: str, *, with_pixels: bool = False) -> Dataset
         _check_deflated_size(data, name)
     try:
         dataset = pydicom.dcmread(io.BytesIO(data), force=headerless, stop_before_pixels=not with_pixels)
-        _complete_transfer_syntax(dataset)
+        complete_transfer_syntax(dataset)
     except Exception as error:
         raise FilmError(name, f"its DICOM header cannot be read ({error})", "the file is damaged") from error
     _check_header(dataset, name, with_pixels)
@@ -186,10 +187,12 @@ def header_facts(dataset: Dataset) -> dict:
         if spacing and len(spacing) == 2:
             facts["pixel_spacing"] = [float(step) for step in spacing]
             break
+    if marks.header_says_synthetic(dataset):
+        facts["synthetic"] = True
     return facts
 
 
-def _complete_transfer_syntax(dataset):
+def complete_transfer_syntax(dataset):
     """A file without file meta says nothing of its transfer syntax; how it parsed does."""
     if not hasattr(dataset, "file_meta"):
         dataset.file_meta = pydicom.dataset.FileMetaDataset()

@@ -43,7 +43,8 @@ class Film:
         bits: bits stored a pixel in the file (8, 10, 12, 16, ...).
         facts: plain JSON values: `source_format` ("png", "jpeg", "tiff", "dicom"), and where the file says so
             `transfer_syntax`, `photometric_interpretation`, `presentation_lut_shape`, `polarity`, `window`,
-            `view_position`, `patient_id`, `modality`, `body_part`, `pixel_spacing` (mm, row then column), ...
+            `view_position`, `patient_id`, `modality`, `body_part`, `pixel_spacing` (mm, row then column),
+            `synthetic` (True: a generator made the film), ...
     """
 
     pixels: np.ndarray

@@ -5,11 +5,14 @@ import io
 import struct
 import threading
 import zlib
+from collections.abc import Mapping
 
 import numpy as np
 import tifffile
 from PIL import Image, ImageFile
+from PIL.PngImagePlugin import PngInfo
 
+from kxray.io import marks
 from kxray.io.codestream import parse_jpeg
 from kxray.io.files import write_whole
 from kxray.io.film import Film, FilmError, check_size
@@ -45,6 +48,8 @@ def read_png(data: bytes, name: str) -> Film:
     facts = {"source_format": "png", "photometric_interpretation": "MONOCHROME2"}
     if "sBIT" in chunks:
         facts["significant_bits"] = chunks["sBIT"][0]
+    if marks.says_synthetic(chunks["texts"]):
+        facts["synthetic"] = True
     values = _grey(_decode_with_pillow(data, "PNG", name), name, facts)
     return _film(values, bits, 16 if bits == 16 else 8, facts)
 
@@ -104,11 +109,12 @@ def read_tiff(data: bytes, name: str) -> Film:
         raise FilmError(name, f"malformed TIFF ({error})", _DAMAGED) from error
 
 
-def encode_png16(pixels: np.ndarray) -> bytes:
+def encode_png16(pixels: np.ndarray, texts: Mapping[str, str] | None = None) -> bytes:
     """Encodes pixels as a 16-bit grey PNG, losslessly for films of 16 bits or fewer.
 
     Args:
         pixels: float (H, W) in [0, 1].
+        texts: by keyword, written as text chunks before the pixels.
 
     Returns:
         The PNG. `read_image` gives `round(65535 * pixels) / 65535` back.
@@ -123,19 +129,23 @@ def encode_png16(pixels: np.ndarray) -> bytes:
     if not (low >= 0 and high <= 1):
         raise ValueError(f"expected float pixels in [0, 1], got values from {low} to {high}")
     values = np.rint(pixels * np.float64(65535) if pixels.dtype == np.float64 else pixels * np.float32(65535))
+    written = PngInfo()
+    for keyword, text in (texts or {}).items():
+        written.add_text(keyword, text)
     buffer = io.BytesIO()
-    Image.fromarray(values.astype(np.uint16)).save(buffer, "PNG", compress_level=1)
+    Image.fromarray(values.astype(np.uint16)).save(buffer, "PNG", compress_level=1, pnginfo=written)
     return buffer.getvalue()
 
 
-def write_png16(path, pixels: np.ndarray) -> None:
-    """Writes `encode_png16(pixels)` to `path`; a reader sees the whole file or none."""
-    write_whole(path, encode_png16(pixels))
+def write_png16(path, pixels: np.ndarray, texts: Mapping[str, str] | None = None) -> None:
+    """Writes `encode_png16(pixels, texts)` to `path`; a reader sees the whole file or none."""
+    write_whole(path, encode_png16(pixels, texts))
 
 
 def _png_chunks(data, name):
-    """First occurrence of every chunk kind, all IDAT joined; checks the whole structure and all checksums."""
-    chunks, pixels, position, kind, ends = {}, [], len(PNG_MAGIC), "", False
+    """First occurrence of every chunk kind, all IDAT joined, all "texts" in a list; checks the whole
+    structure and all checksums."""
+    chunks, pixels, texts, position, kind, ends = {}, [], [], len(PNG_MAGIC), "", False
     while not ends:
         if position + 12 > len(data):
             raise FilmError(name, f"the PNG stops at byte {len(data)} before its end chunk", _TRUNCATED)
@@ -151,10 +161,12 @@ def _png_chunks(data, name):
         content = data[position + 8 : end - 4]
         if kind == "IDAT":
             pixels.append(content)
+        elif kind in ("tEXt", "iTXt"):
+            texts.append(marks.png_text(kind, content))
         else:
             chunks.setdefault(kind, content)
         position, ends = end, kind == "IEND"
-    return {**chunks, "IDAT": b"".join(pixels)}
+    return {**chunks, "IDAT": b"".join(pixels), "texts": texts}
 
 
 def _check_png_rows(compressed, width, height, bits, interlaced, name):

@@ -340,3 +340,16 @@ def test_registration_brings_chests_upright_and_refuses_the_rest(tmp_path):
     )
     for name in ("lateral", "fillet", "noise"):
         assert "not like" in refused[f"../films/{name}.png"]
+
+
+def test_a_synthetic_film_stays_one(tmp_path):
+    from kxray.data import is_synthetic
+    from kxray.io.marks import SYNTHETIC_TEXTS
+
+    films = make_films(tmp_path / "films", 3)
+    write_png16(films["path"][1], kxray.read_image(films["path"][1]).pixels, SYNTHETIC_TEXTS)
+    films = films.assign(synthetic=[0.0, 0.0, 1.0])
+    align_folder(films, tmp_path / "out", KnownAligner(), size=SIDE, workers=1)
+    aligned = read_source(tmp_path / "out")
+    assert aligned["synthetic"].tolist() == [0, 1, 1]
+    assert [is_synthetic(path) for path in aligned["path"]] == [False, True, True]
