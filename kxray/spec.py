@@ -7,7 +7,7 @@ import numbers
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-TASKS = ("binary", "multiclass", "multilabel")
+TASKS = ("binary", "multiclass", "multilabel", "generator")
 PIXEL_RULES = ("unit_stretch",)
 UNSURE = "unsure"
 
@@ -19,9 +19,9 @@ class ModelSpec:
     Args:
         name: registry name of the architecture, for example `"view_cnn"`.
         labels: class names; the order of `probabilities` everywhere.
-        task: `"binary"` (one sigmoid unit, the probability of `labels[1]`), `"multiclass"` (softmax)
-            or `"multilabel"` (one sigmoid a label).
-        image_size: (height, width) of the network's input, in pixels.
+        task: `"binary"` (one sigmoid unit, the probability of `labels[1]`), `"multiclass"` (softmax),
+            `"multilabel"` (one sigmoid a label) or `"generator"` (makes films of any of `labels`).
+        image_size: (height, width) of the network's input, in pixels; of a generator's largest films.
         pixel_rule: how film pixels become network input. `"unit_stretch"`: float32 in [0, 1], bone bright,
             one channel, stretched to `image_size` with antialiased bilinear interpolation.
         thresholds: smallest calibrated probability at which each label is decided, in [0, 1].
@@ -86,6 +86,8 @@ class ModelSpec:
             For exclusive labels the most probable one if it reaches its threshold, else `"unsure"`; for
             multi-label models the tuple of labels that reach theirs.
         """
+        if self.task == "generator":
+            raise ValueError(f"{self.name!r} makes films; it decides nothing")
         if len(probabilities) != self.num_labels:
             raise ValueError(
                 f"expected {self.num_labels} probabilities {list(self.labels)}, got {len(probabilities)}"

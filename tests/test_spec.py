@@ -68,7 +68,10 @@ def test_only_json_is_written():
 @pytest.mark.parametrize(
     ("changed", "sentence"),
     [
-        ({"task": "regression"}, "task must be one of binary, multiclass, multilabel, got 'regression'"),
+        (
+            {"task": "regression"},
+            "task must be one of binary, multiclass, multilabel, generator, got 'regression'",
+        ),
         ({"pixel_rule": "raw"}, "pixel_rule must be one of unit_stretch, got 'raw'"),
         ({"labels": ()}, "labels must be distinct and at least one"),
         ({"labels": ("a", "a")}, "labels must be distinct"),
@@ -126,6 +129,13 @@ def test_multilabel_decisions_are_independent():
     assert spec.decide([0.5, 0.2]) == ("Mass", "Nodule")
     assert spec.decide([0.49, 0.19]) == ()
     assert spec.decide([0.1, 0.9]) == ("Nodule",)
+
+
+def test_a_generator_decides_nothing():
+    spec = ModelSpec(name="attention_cgan", labels=("Mass",), task="generator", image_size=(64, 64))
+    assert ModelSpec.from_json(spec.to_json()) == spec
+    with pytest.raises(ValueError, match="'attention_cgan' makes films; it decides nothing"):
+        spec.decide([1.0])
 
 
 def test_a_decision_needs_one_probability_a_label():

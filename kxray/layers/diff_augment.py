@@ -16,8 +16,8 @@ class DiffAugment(keras.layers.Layer):
 
     Args:
         policies: of "brightness" (a shift by up to a quarter of the range), "contrast" (times 0.5 to 1.5
-            about the film's mean), "translation" (by up to an eighth of the side, in steps of 1/64), "cutout"
-            (a square of half the side goes to 0).
+            about the film's mean), "translation" (by up to an eighth of the side, in steps of 1/64; edges
+            are repeated), "cutout" (a square of half the side goes to 0).
 
     Call arguments:
         films: float tensor (N, s, s, C) in [0, 1].
@@ -70,7 +70,8 @@ def _column(values):
 def _shift(draw, side):
     """(N, side, side): the matrices that move rows by up to an eighth of the side either way."""
     pixels = ops.round((2.0 * draw - 1.0) * 8.0) * (side / 64)
-    source = ops.arange(side, dtype=draw.dtype)[None, :] - pixels[:, None]
+    # What comes in is the film's edge: black margins would soon be generated, too.
+    source = ops.clip(ops.arange(side, dtype=draw.dtype)[None, :] - pixels[:, None], 0.0, side - 1.0)
     # Bilinear: at resolutions below 64 pixels a step is part of a pixel.
     return ops.relu(1.0 - ops.abs(source[:, :, None] - ops.arange(side, dtype=draw.dtype)[None, None, :]))
 

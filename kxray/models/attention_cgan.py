@@ -20,6 +20,7 @@ def build(
     tau="schedule",
     attention_pool=1,
     spectral_generator=False,
+    condition_gain=1.0,
     ema=False,
 ) -> ConditionalGAN:
     """Builds one generator with a branch a scale, and one discriminator a scale.
@@ -39,6 +40,8 @@ def build(
         tau: "schedule" or "learned", see `kxray.layers.SelfAttention`.
         attention_pool: its `pool`.
         spectral_generator: whether the generator's convolutions are spectrally normalised, too.
+        condition_gain: what the one-hot condition is multiplied by wherever it is joined. At 1, as in the
+            paper, it is a small part of what the generator is given beside z, of length sqrt(latent).
         ema: whether a moving average of the generator is kept, which then makes the samples.
 
     Returns:
@@ -55,6 +58,7 @@ def build(
         tau=tau,
         attention_pool=attention_pool,
         spectral_generator=spectral_generator,
+        condition_gain=condition_gain,
         ema=ema,
     )
     if scales not in (1, 2, 3):
@@ -63,34 +67,46 @@ def build(
         if options[name] < least:
             raise ValueError(f"{name} must be {least} or more, got {options[name]}")
     sides = [SMALLEST_SIDE * 2**scale for scale in range(scales)]
-    shape = (num_classes, sides, latent, width)
+    if not condition_gain > 0:
+        raise ValueError(f"condition_gain must be above 0, got {condition_gain}")
+
+    def new_generator():
+        return generator(
+            num_classes,
+            sides,
+            latent,
+            width,
+            attention=(tau, attention_pool),
+            spectral=spectral_generator,
+            gain=condition_gain,
+        )
+
     return ConditionalGAN(
         "attention_cgan",
         options,
-        generator(*shape, tau=tau, attention_pool=attention_pool, spectral=spectral_generator),
-        {side: discriminator(num_classes, side, width) for side in sides},
-        generator(*shape, tau=tau, attention_pool=attention_pool, spectral=spectral_generator)
-        if ema
-        else None,
+        new_generator(),
+        {side: discriminator(num_classes, side, width, condition_gain) for side in sides},
+        new_generator() if ema else None,
     )
 
 
-def generator(num_classes, sides, latent, width, *, tau, attention_pool, spectral) -> keras.Model:
+def generator(num_classes, sides, latent, width, *, attention, spectral, gain) -> keras.Model:
     """{"z" (N, latent), "condition" (N, num_classes)} -> {"film_64": (N, 64, 64, 1) in [-1, 1], ...}."""
     z = keras.Input((latent,), name="z")
     condition = keras.Input((num_classes,), name="condition")
+    told = amplified(condition, gain)
     channels = [width * min(_MOST, 2**step) for step in (4, 3, 2, 1, 0)]
-    x = layers.Concatenate(name="join_z")([z, condition])
+    x = layers.Concatenate(name="join_z")([z, told])
     x = layers.Dense(4 * 4 * channels[0], use_bias=False, name="project")(x)
     x = layers.Reshape((4, 4, channels[0]), name="map_4")(x)
     x = _normalized(x, "project")
     for side, count in zip((8, 16, 32, 64), channels[1:], strict=True):
         x = up_block(x, count, spectral, f"up_{side}")
-    x = SelfAttention(tau, attention_pool, name="attention")(x)
+    x = SelfAttention(*attention, name="attention")(x)
     films = {f"film_{sides[0]}": to_film(x, sides[0])}
     for step, side in enumerate(sides[1:], start=1):
         count = max(4, width // 2 ** (step - 1))
-        x = join(x, condition, f"join_{side}")
+        x = join(x, told, f"join_{side}")
         x = _normalized(_conv(x, count, spectral, f"join_{side}_conv"), f"join_{side}")
         for number in (1, 2):
             x = residual_block(x, spectral, f"residual_{side}_{number}")
@@ -99,7 +115,7 @@ def generator(num_classes, sides, latent, width, *, tau, attention_pool, spectra
     return keras.Model({"z": z, "condition": condition}, films, name="generator")
 
 
-def discriminator(num_classes, side, width) -> keras.Model:
+def discriminator(num_classes, side, width, gain) -> keras.Model:
     """{"film" (N, side, side, 1) in [-1, 1], "condition"} -> {"unconditional": (N,), "conditional": (N,)}."""
     film = x = keras.Input((side, side, 1), name="film")
     condition = keras.Input((num_classes,), name="condition")
@@ -108,7 +124,7 @@ def discriminator(num_classes, side, width) -> keras.Model:
         x = _spectral(layers.Conv2D(count, 4, 2, "same"), f"down_{x.shape[1] // 2}")(x)
         x = layers.LeakyReLU(0.2, name=f"down_{x.shape[1]}_relu")(x)
         count = min(2 * count, _MOST * width)
-    joined = join(x, condition, "join")
+    joined = join(x, amplified(condition, gain), "join")
     joined = _spectral(layers.Conv2D(x.shape[-1], 3, padding="same"), "join_conv")(joined)
     joined = layers.LeakyReLU(0.2, name="join_relu")(joined)
     heads = {"unconditional": score(x, "unconditional"), "conditional": score(joined, "conditional")}
@@ -125,6 +141,10 @@ def residual_block(x, spectral, name):
     inside = _conv(inside, x.shape[-1], spectral, f"{name}_conv2")
     inside = batch_norm(inside, f"{name}_2_bn")
     return layers.Add(name=f"{name}_add")([x, inside])
+
+
+def amplified(condition, gain):
+    return condition if gain == 1 else layers.Rescaling(gain, name="condition_gain")(condition)
 
 
 def join(x, condition, name):

@@ -26,11 +26,11 @@ def test_brightness_and_contrast():
     np.testing.assert_allclose(changed(FILM, "contrast"), FILM, atol=1e-6)
 
 
-def test_translation_moves_whole_pixels_and_leaves_black():
+def test_translation_moves_whole_pixels_and_repeats_edges():
     moved = changed(FILM, "translation", right=1.0, down=0.0)
     np.testing.assert_allclose(moved[:, :56, 8:], FILM[:, 8:, :56], atol=1e-6)
-    assert (moved[:, 56:] == 0).all()
-    assert (moved[:, :, :8] == 0).all()
+    np.testing.assert_allclose(moved[:, 56:, 8:], np.repeat(FILM[:, -1:, :56], 8, axis=1), atol=1e-6)
+    np.testing.assert_allclose(moved[:, :56, :8], np.repeat(FILM[:, 8:, :1], 8, axis=2), atol=1e-6)
 
 
 def test_cutout_blackens_a_square_of_half_the_side():
