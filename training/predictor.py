@@ -50,6 +50,15 @@ class Predictor:
         return self._predict(np.asarray(pixels, np.float32))
 
 
+def check_classifier(spec, path) -> None:
+    """Raises ValueError for the spec of a generator, which classifies nothing."""
+    if spec.task == "generator":
+        raise ValueError(
+            f"{path}: {spec.name!r} makes films, it classifies none; give a classifier, or make films with "
+            "training.generate"
+        )
+
+
 def _find(path):
     path = Path(path)
     if not path.exists() and not path.is_absolute():
@@ -74,6 +83,7 @@ def _saved_model(path):
     spec_path = path / "assets.extra" / "spec.json"
     if not spec_path.is_file():
         raise ValueError(f"{path}: a SavedModel without {spec_path.name}; export it with serving.export")
+    check_classifier(kxray.ModelSpec.read(spec_path), path)
     try:
         loaded = tf.saved_model.load(str(path))
         signature = loaded.signatures["predict_pixels"]
@@ -91,6 +101,7 @@ def _saved_model(path):
 
 def _keras_model(path):
     model, spec = kxray.load(path)
+    check_classifier(spec, path)
     logits_of = scoring.traced_logits(model, spec)
 
     def predict(pixels):

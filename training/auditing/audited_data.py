@@ -52,7 +52,7 @@ class Found:
     facts: dict
 
     def leaks(self) -> list[str]:
-        """Films and identities in more than one split, in words."""
+        """Films and identities in more than one split, and synthetic films that are tested on, in words."""
         found = []
         across = self.pairs[self.pairs["leak"]]
         for kind, rows in across.groupby("kind", sort=False):
@@ -64,6 +64,9 @@ class Found:
             values = [row["value"] for row in leaking if row["column"] == column]
             shown = ", ".join(values[:3]) + (", ..." if len(values) > 3 else "")
             found.append(f"{column} in more than one split: {shown} ({len(values)} in all)")
+        for part, count in self.facts["synthetic"]["held_out"].items():
+            films = "1 synthetic film" if count == 1 else f"{count} synthetic films"
+            found.append(f"{films} in split {part!r}; for training only")
         return found
 
 
@@ -81,7 +84,7 @@ def audit(films, *, folds, seed, workers, progress) -> Found:
         ValueError: fewer than two classes with readable films of two patients.
     """
     from kxray import data
-    from kxray.data import leaks, markers, shortcuts
+    from kxray.data import held_out, leaks, markers, shortcuts
     from kxray.data.manifest import row_numbers
 
     table, question, notes = films.table, films.question, list(films.notes)
@@ -102,7 +105,11 @@ def audit(films, *, folds, seed, workers, progress) -> Found:
     labels = question.labels_of(everything)
     pairs = leaks.duplicate_pairs(everything, scan.thumbnails, labels)
     grouping = data.film_groups(everything, thumbnails=scan.thumbnails)
-    rows = _usable(labels, grouping.groups, notes)
+    made = held_out.synthetic_films(everything)
+    if made.any():
+        notes.append(f"{int(made.sum())} synthetic films: looked at for duplicates and splits only")
+    rows = np.flatnonzero(~made)
+    rows = rows[_usable(labels[rows], grouping.groups[rows], notes)]
     known, grouping, labels_known, scan_known = (
         everything.iloc[rows].reset_index(drop=True), grouping.take(rows), labels[rows], scan.take(rows)
     )  # fmt: skip
@@ -141,6 +148,7 @@ def audit(films, *, folds, seed, workers, progress) -> Found:
             "across_patients": int((across["patients"] != "").sum()),
         },
         "splits": _splits(everything),
+        "synthetic": {"films": int(made.sum()), "held_out": _held_out(everything, made)},
         "straddles": straddles,
         "chance": shortcuts.chance_scores(labels_known),
         "baselines": baselines,
@@ -215,6 +223,12 @@ def _splits(table):
         return None
     names, counts = np.unique(parts[parts != ""], return_counts=True)
     return {str(name): int(count) for name, count in zip(names, counts, strict=True)}
+
+
+def _held_out(table, made):
+    """Part that is validated or tested on -> synthetic films in it."""
+    splits = _splits(table[made]) or {}
+    return {part: count for part, count in splits.items() if part in ("val", "test")}
 
 
 def _properties(table, scan, shapes, question):

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from training import runs
+from training.predictor import check_classifier
 
 MOST_FILMS = 2000
 FEWEST_NEW_FILMS = 20
@@ -29,6 +30,8 @@ def read_finished(folder) -> FinishedRun:
     """Opens a run folder. Raises ValueError unless it is a finished run whose labels exclude each other."""
     from kxray.spec import ModelSpec
 
+    if (folder / "spec.json").is_file():
+        check_classifier(ModelSpec.read(folder / "spec.json"), folder)
     for name in ("config.json", "spec.json", "model.keras", "predictions.csv", "metrics.json"):
         if not (folder / name).is_file():
             raise ValueError(

@@ -8,6 +8,7 @@ import numpy as np
 
 import kxray
 from training import scoring
+from training.predictor import check_classifier
 
 PREDICTED, TRUE = "predicted", "true"
 
@@ -123,6 +124,7 @@ def _plain(value):
 def load_checked(run):
     """(model, spec) of `kxray.load`, with as many output units as the spec needs, else ValueError."""
     model, spec = kxray.load(run)
+    check_classifier(spec, run)
     needed = 1 if spec.task == "binary" else spec.num_labels
     units = model.outputs[0].shape[-1]
     if units != needed:

@@ -144,6 +144,37 @@ def roc_curves(truths, probabilities, names) -> str:
     return inline(figure)
 
 
+def film_grid(films, names=(), titles=(), side=1.1):
+    """A matplotlib figure of rows of films.
+
+    Args:
+        films: rows of (H, W) arrays in [0, 1]; None leaves a place empty, as a short row does.
+        names: one text a row, at its left; none by default.
+        titles: rows of texts above films, of the first row alone where they are of columns.
+        side: of a film, inches.
+    """
+    from matplotlib.figure import Figure
+
+    columns = max(map(len, films))
+    left, above = (1.0 if len(names) else 0.03), (0.22 if len(titles) else 0.03)
+    between = above if len(titles) > 1 else 0.03
+    width, height = left + side * columns + 0.03, above + (side + between) * len(films)
+    figure = Figure(figsize=(width, height), facecolor="white")
+    for row, axes in enumerate(figure.subplots(len(films), columns, squeeze=False)):
+        for column, axis in enumerate(axes):
+            film = films[row][column] if column < len(films[row]) else None
+            axis.set(xticks=[], yticks=[], frame_on=film is not None)
+            if film is not None:
+                axis.imshow(film, cmap="gray", vmin=0, vmax=1)
+            if row < len(titles) and column < len(titles[row]):
+                axis.set_title(titles[row][column], fontsize=6, pad=2)
+        if len(names):
+            axes[0].set_ylabel(names[row], fontsize=7, rotation=0, ha="right", va="center")
+    edges = (left / width, 0.03 / height, 1 - 0.03 / width, 1 - above / height)
+    figure.subplots_adjust(*edges, wspace=0.03, hspace=between / side)
+    return figure
+
+
 def contact_sheet(films, captions, columns=6) -> str:
     """Small films side by side.
 
