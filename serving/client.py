@@ -7,28 +7,34 @@
         explanation = client.explain("film.dcm")  # .heatmap, and .stage_maps where the model has stages
         explanation = client.explain("film.dcm", method="rap")  # one of client.methods()
 
+    with Client("localhost:8500", model="chest_gan") as client:
+        films = client.generate("Nodule", count=4, seed=0)  # of a model that makes films
+
 Any film that kxray.read_image reads is decoded here and sent as lossless 16-bit PNG. Importing this module
 imports neither TensorFlow nor Keras; the first call imports the stubs of tensorflow-serving-api, and
 TensorFlow with them.
 """
 
-import dataclasses
+import operator
 import os
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from kxray.io import Film, encode_png16, read_image
+from kxray.io.marks import png_texts
 from kxray.spec import ModelSpec
+from serving.answers import Explanation, GeneratedFilm, Prediction, VersionStatus
 
 DEFAULT_MODEL = "view_classifier"
 _MAX_MESSAGE_BYTES = 256 << 20
 _MAX_BATCH_FILMS, _MAX_BATCH_BYTES = 16, 64 << 20
 _FIRST_BACKOFF_SECONDS, _MAX_BACKOFF_SECONDS = 0.1, 2.0
 _PREDICTED = -1
-_EXPLAIN = "explain"
+_EXPLAIN, _GENERATE, _GENERATOR = "explain", "generate", "generator"
+_LARGEST_SEED = 2**63 - 1
 # Outputs of an explanation that have an attribute of their own.
 _NAMED = {
     *("probabilities", "label", "decision", "heatmap", "explained_label"),
@@ -80,69 +86,6 @@ _ERRORS = {
     "RESOURCE_EXHAUSTED": ServerBusy,
     "DEADLINE_EXCEEDED": DeadlineExceeded,
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Prediction:
-    """One film's answer.
-
-    Attributes:
-        label: the most probable label.
-        decision: that label, or "unsure" where it stays under its threshold; for multi-label models the
-            labels that reach theirs, joined by "|".
-        probability: of `label`, in [0, 1].
-        threshold: of `label`, in [0, 1].
-        probabilities: probability by label, in the model's order.
-        model: the model's name.
-        model_version: the version that answered.
-    """
-
-    label: str
-    decision: str
-    probability: float
-    threshold: float
-    probabilities: Mapping[str, float]
-    model: str
-    model_version: int
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Explanation:
-    """Why the model answered so.
-
-    Attributes:
-        heatmap: float32 (h, w), signed and raw: positive where the film speaks for `explained_label`.
-        explained_label: the label the map is about.
-        method: the explanation method asked for; empty for the model's own choice.
-        prediction: the answer that came with it.
-        stage_names: the S stages of a multi-scale explanation, shallow to deep; none for other methods.
-        relevance_weights: float32 (S,), how much each stage counts for `explained_label`.
-        stage_maps: float32 (S, h, w), each stage's own map before weighting, signed and raw: `heatmap` is the
-            sum over the stages of relevance_weights * stage_maps.
-        pixelwise: whether the map has a value for each pixel of the network's input.
-        details: what else the method computed, by name: `completeness_error` of integrated_gradients; of
-            evidence `box` (x, y, width, height in pixels of the film), `evidence_aligned`, and where the
-            model aligns its films `pose` and `alignment_confidence`.
-    """
-
-    heatmap: np.ndarray
-    explained_label: str
-    method: str
-    prediction: Prediction
-    stage_names: tuple[str, ...]
-    relevance_weights: np.ndarray
-    stage_maps: np.ndarray
-    pixelwise: bool = False
-    details: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
-
-
-@dataclasses.dataclass(frozen=True)
-class VersionStatus:
-    """One version: `state` is START, LOADING, AVAILABLE, UNLOADING or END; `error` says why."""
-
-    version: int
-    state: str
-    error: str
 
 
 class Client:
@@ -212,6 +155,7 @@ class Client:
         signature_name = f"{_EXPLAIN}_{method}" if method else _EXPLAIN
 
         def ask():
+            self._check_classifies()
             wanted = _PREDICTED if label is None else self._label_index(label)
             inputs = {"image_bytes": [encoded], "label": np.array([wanted], np.int32)}
             try:
@@ -236,6 +180,47 @@ class Client:
 
         encoded = _encode(film)
         return self._across_reload(ask)
+
+    def generate(self, label: str, count: int = 1, seed: int = 0) -> list[GeneratedFilm]:
+        """Makes films of a class, with a model that makes films.
+
+        Args:
+            label: one of the labels of `describe()`.
+            count: films; more than a message may ask for travel in several.
+            seed: of the first film; the next have seed + 1, seed + 2, ...
+
+        Raises:
+            InvalidRequest: an unknown label, or numbers that are no count and seed.
+            SignatureNotFound: the model does not make films.
+        """
+        count, seed = _whole("count", count, 1), _whole("seed", seed, 0)
+        if seed + count - 1 > _LARGEST_SEED:
+            raise InvalidRequest(f"seeds go up to {_LARGEST_SEED}, got {seed} and {count} films")
+        films = []
+        for first in range(seed, seed + count, _MAX_BATCH_FILMS):
+            seeds = range(first, min(first + _MAX_BATCH_FILMS, seed + count))
+            films += self._across_reload(lambda seeds=seeds: self._generated(label, seeds))
+        return films
+
+    def _generated(self, label, seeds):
+        if self.describe().task != _GENERATOR:
+            raise SignatureNotFound(f"model {self.model!r} makes no films: it is a classifier")
+        index = self._label_index(label)
+        inputs = {
+            "label": np.full(len(seeds), index, np.int32),
+            "seed": np.array(seeds, np.int64),
+        }
+        version, outputs = self._run(_GENERATE, inputs, output_filter=["film_bytes", "label"])
+        made = outputs["label"][0].decode()
+        if made != label:
+            raise ModelNotFound(f"version {version} has its labels in another order")
+        films = zip(seeds, outputs["film_bytes"], strict=True)
+        return [self._generated_film(version, label, own, encoded) for own, encoded in films]
+
+    def _generated_film(self, version, label, seed, encoded):
+        texts = {**png_texts(encoded), "Condition": label, "Seed": str(seed)}
+        texts["Served"] = f"{self.model} version {version}"
+        return GeneratedFilm(read_image(encoded).pixels, label, seed, self.model, version, texts)
 
     def methods(self) -> tuple[str, ...]:
         """The explanation methods of the version that answers, in alphabetical order."""
@@ -281,9 +266,11 @@ class Client:
         )
 
     def _predict_encoded(self, batch):
-        return self._across_reload(
-            lambda: self._predictions(*self._run("serving_default", {"image_bytes": batch}))
-        )
+        def ask():
+            self._check_classifies()
+            return self._predictions(*self._run("serving_default", {"image_bytes": batch}))
+
+        return self._across_reload(ask)
 
     def _across_reload(self, ask):
         """Asks again where the version that answered was replaced before its spec could be read."""
@@ -297,6 +284,12 @@ class Client:
                 raise
             self._specs.clear()
             return ask()
+
+    def _check_classifies(self):
+        if next(iter(self._specs.values())).task == _GENERATOR:
+            raise InvalidRequest(
+                f"model {self.model!r} makes films, it classifies none; ask it to `generate`"
+            )
 
     def _predictions(self, version, outputs):
         spec = self._specs.get(version) or self._describe(version)[1]
@@ -363,6 +356,16 @@ class Client:
                     raise failure from error
             time.sleep(pause * random.uniform(0.75, 1.25))
             pause = min(2 * pause, _MAX_BACKOFF_SECONDS)
+
+
+def _whole(name, value, least) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = least - 1
+    if isinstance(value, bool) or number < least:
+        raise InvalidRequest(f"{name} must be a whole number from {least}, got {value!r}")
+    return number
 
 
 def _stages(outputs):

@@ -1,4 +1,4 @@
-"""The shell side of serving.client: `predict`, `describe`, `methods`, `status`."""
+"""The shell side of serving.client: `predict`, `generate`, `describe`, `methods`, `status`."""
 
 import dataclasses
 import functools
@@ -6,14 +6,19 @@ import io
 import json
 import os
 import sys
+from pathlib import Path
 
 import click
 
 from kxray.io import read_image
 from kxray.io.files import write_whole
+from kxray.io.marks import class_folder
 from serving import explanation_picture
 from serving.client import DEFAULT_MODEL, Client, InvalidFilm, InvalidRequest, ServingError
 from serving.shell import one_line, silent_stderr
+
+# Written before the next ones are asked for.
+_FILMS_AT_A_TIME = 16
 
 
 def asking(command):
@@ -98,6 +103,40 @@ def predict(client, as_json, films, picture, method, label):
         _print(path, prediction, as_json)
     if failed:
         sys.exit(2)
+
+
+@main.command()
+@click.option("--class", "label", required=True, help="One of the labels of `describe`.")
+@click.option("--count", type=click.IntRange(1), default=1, show_default=True, help="Films to make.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**63 - 1),
+    default=0,
+    show_default=True,
+    help="Of the first film; the next have the following seeds.",
+)
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write PNGs to.")
+@asking
+def generate(client, as_json, label, count, seed, out):
+    """Makes synthetic films with a served generator.
+
+    \b
+    generate --model chest_gan --class Nodule --count 4 --seed 0 --out made
+
+    Writes 16-bit PNGs, OUT/Nodule-seed0.png and so on; their text says that they are synthetic, which model
+    made them, of which class and seed. The same class and seed give the same film. They show no patient, and
+    kxray lets none of them into validation or test.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    for own_seed in range(seed, seed + count, _FILMS_AT_A_TIME):
+        films = client.generate(label, min(_FILMS_AT_A_TIME, seed + count - own_seed), own_seed)
+        for film in films:
+            path = out / f"{class_folder(label)}-seed{film.seed}.png"
+            write_whole(path, film.png())
+            facts = {"path": str(path), "label": film.label, "seed": film.seed}
+            facts |= {"model": film.model, "model_version": film.model_version}
+            told = f"{path}: synthetic {label}  {film.model} version {film.model_version}"
+            click.echo(json.dumps(facts) if as_json else told)
 
 
 @main.command()

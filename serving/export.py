@@ -4,7 +4,8 @@
 
 Unless told otherwise it exports the explanations that suit the model (`kxray.explain.default_methods`):
 evidence where it attends to diseases or aligns its films, else multiscale_cam where its stages vote through
-a LayerRelevance layer; and grad_cam.
+a LayerRelevance layer; and grad_cam. A generator is exported with `generate`: a class and a seed in, films
+out.
 """
 
 import contextlib
@@ -30,6 +31,7 @@ TOLERANCE = {"float32": 1e-5, "float16": 1e-3, "bfloat16": 1e-2}
 # also differ by this many times what it moves when the film moves by a tenth of the tolerance, up to a share
 # of its norm beyond which it says nothing.
 _TIMES_MOVED, _NOISE_SHARE = 10, 0.5
+GENERATOR = "generator"
 # A name that is not a number is no version to TensorFlow Serving's watcher.
 _UNFINISHED = ".export-"
 _ABANDONED_SECONDS = 3600
@@ -62,10 +64,11 @@ def export_model(model, spec, to, explain=None) -> Path:
     """Exports a model in memory; see `export`.
 
     Args:
-        model: functional keras.Model from (N, height, width, 1) to the units of `spec.task`.
+        model: functional keras.Model from (N, height, width, 1) to the units of `spec.task`; of the task
+            "generator" what `kxray.models.build("attention_cgan" | "cdcgan", ...)` makes.
         spec: kxray.ModelSpec.
         to: the model's folder.
-        explain: explanation methods; see `export`.
+        explain: explanation methods; see `export`. A generator has none.
 
     Returns:
         The version's folder. Its `assets.extra` holds spec.json and the warm-up requests.
@@ -75,11 +78,14 @@ def export_model(model, spec, to, explain=None) -> Path:
             its probabilities and maps to 1e-5 (see TOLERANCE); nothing is left behind then. Maps of a deep
             network that jump under rounding (gradients, lrp) are compared by how far they jump.
     """
-    from kxray.explain import default_methods
-
     check_exportable(to)
-    explain = methods.parse(default_methods(model) if explain is None else explain)
-    signatures = _signatures(model, spec, explain)
+    if spec.task == GENERATOR:
+        signatures = _generator_signatures(model, spec, explain)
+    else:
+        from kxray.explain import default_methods
+
+        explain = methods.parse(default_methods(model) if explain is None else explain)
+        signatures = _signatures(model, spec, explain)
     # Traced before anything is written: a method may refuse a model only then.
     archive = _archive(signatures)
     to = Path(to)
@@ -88,7 +94,10 @@ def export_model(model, spec, to, explain=None) -> Path:
     unfinished = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=to))
     try:
         _write(archive, signatures, spec, unfinished, to.name)
-        _verify(model, spec, explain, unfinished)
+        if spec.task == GENERATOR:
+            _verify_generator(model, spec, unfinished)
+        else:
+            _verify(model, spec, explain, unfinished)
         unfinished.chmod(0o755)
         return _publish(unfinished, to)
     except BaseException:
@@ -130,6 +139,23 @@ def _signatures(model, spec, explain):
     return graph.endpoints(model, spec, explain)
 
 
+def _generator_signatures(gan, spec, explain):
+    """The signatures of a generator; ValueError unless it fits its spec."""
+    from serving import generator
+
+    if explain:
+        raise ValueError(
+            f"{spec.name!r} makes films, there is nothing to explain; export it without --explain"
+        )
+    sides, classes = getattr(gan, "sides", ()), getattr(gan, "num_classes", None)
+    if not sides or (max(sides), max(sides)) != spec.image_size or classes != spec.num_labels:
+        raise ValueError(
+            f"the spec says films of {spec.image_size} of {spec.num_labels} classes, model {gan.name!r} "
+            f"makes films of {max(sides, default='no')} pixels of {classes} classes"
+        )
+    return generator.endpoints(gan, spec)
+
+
 def _archive(signatures):
     import keras
 
@@ -160,8 +186,7 @@ def _verify(model, spec, explain, folder):
     pixels = warmup.example_pixels(150, 130)[None, ..., None]
     png = tf.io.encode_png(tf.constant((pixels[0] * 65535).round().astype("uint16")))
     images = film_input(spec)(pixels)
-    computed_in = {layer.compute_dtype for layer in model.layers}
-    tolerance = max(TOLERANCE.get(dtype, TOLERANCE["float32"]) for dtype in computed_in)
+    tolerance = _tolerance(model)
     expected = _expected_probabilities(model, spec, images, tolerance)
     signatures = tf.saved_model.load(str(folder)).signatures
     answers = {
@@ -177,6 +202,42 @@ def _verify(model, spec, explain, folder):
         _compare_maps(name, answers[name]["heatmap"].numpy(), expected_maps, images, tolerance)
     for name, outputs in answers.items():
         _compare(name, outputs["probabilities"], expected, tolerance)
+    _replay_warmup(signatures, folder)
+
+
+def _verify_generator(gan, spec, folder):
+    """Reloads the SavedModel, replays its warm-up and compares its films with those of `gan.sample`."""
+    import numpy as np
+    import tensorflow as tf
+
+    tolerance = _tolerance(gan.sampling_generator)
+    signatures = tf.saved_model.load(str(folder)).signatures
+    labels, seeds = [0, spec.num_labels - 1], [0, 7]
+    samples = [gan.sample([label], seed=seed) for label, seed in zip(labels, seeds, strict=True)]
+    if not all(np.isfinite(film).all() for films in samples for film in films.values()):
+        raise ValueError(f"model {gan.name!r} makes films that are not finite; nothing was written")
+    for name in ("serving_default", "generate"):
+        answer = signatures[name](label=tf.constant(labels), seed=tf.constant(seeds, tf.int64))
+        for side in gan.sides:
+            expected = np.concatenate([films[side] for films in samples])
+            output = "films" if side == max(gan.sides) else f"film_{side}"
+            _compare(name, answer[output], expected, tolerance)
+        decoded = [tf.io.decode_png(film, dtype=tf.uint16) for film in answer["film_bytes"]]
+        pixels = np.stack([film.numpy() for film in decoded]) / 65535
+        _compare(name, pixels, answer["films"], 1e-5)
+    _replay_warmup(signatures, folder)
+
+
+def _tolerance(model):
+    computed_in = {layer.compute_dtype for layer in model.layers}
+    return max(TOLERANCE.get(dtype, TOLERANCE["float32"]) for dtype in computed_in)
+
+
+def _replay_warmup(signatures, folder):
+    import tensorflow as tf
+
+    from serving import warmup
+
     for request in warmup.read(folder / "assets.extra" / warmup.FILE_NAME):
         inputs = {key: tf.constant(tf.make_ndarray(value)) for key, value in request.inputs.items()}
         signatures[request.model_spec.signature_name](**inputs)
@@ -296,6 +357,7 @@ def main(run, to, explain):
     export runs/bones --to saved_models/bones --explain multiscale_cam,grad_cam,rap
     export runs/bones --to saved_models/bones --explain rap,lrp:composite=epsilon_plus:canonize=thresh
     export runs/bones --to saved_models/bones --explain integrated_gradients:steps=20:baseline=mean
+    export runs/gan --to saved_models/gan
 
     The methods and their options are those of kxray.explain; a wrong name answers with the list.
     """

@@ -5,19 +5,19 @@ from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 FILE_NAME = "tf_serving_warmup_requests"
 
 
-def write(path, name, signature_names) -> None:
+def write(path, name, signatures) -> None:
     """Writes `assets.extra/tf_serving_warmup_requests`: a TFRecord of PredictionLog, at most 1,000 records.
 
     Args:
         path: the file to write.
         name: model name put into the requests.
-        signature_names: the signatures of `serving.graph.endpoints`.
+        signatures: of `serving.graph.endpoints` or `serving.generator.endpoints`.
     """
     import tensorflow as tf
 
     with tf.io.TFRecordWriter(str(path)) as writer:
-        for signature_name in signature_names:
-            for request in _requests(name, signature_name):
+        for signature_name, (_, inputs) in signatures.items():
+            for request in _requests(name, signature_name, {spec.name for spec in inputs}):
                 log = prediction_log_pb2.PredictionLog(
                     predict_log=prediction_log_pb2.PredictLog(request=request)
                 )
@@ -43,9 +43,13 @@ def example_pixels(height=48, width=40):
     return (np.round(pattern * 65535) / 65535).astype("float32")
 
 
-def _requests(name, signature_name):
+def _requests(name, signature_name, inputs):
     import tensorflow as tf
 
+    if "seed" in inputs:
+        label, seed = tf.constant([0]), tf.constant([0], tf.int64)
+        yield _request(name, signature_name, {"label": label, "seed": seed})
+        return
     pixels = example_pixels()
     png = tf.io.encode_png(tf.constant((pixels * 65535).round().astype("uint16"))[..., None]).numpy()
     jpeg = tf.io.encode_jpeg(tf.constant((pixels * 255).round().astype("uint8"))[..., None]).numpy()
