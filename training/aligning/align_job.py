@@ -203,7 +203,11 @@ class _AlignJob:
         return np.asarray(inputs.pixels)[kept, ..., 0], table.iloc[kept].reset_index(drop=True)
 
     def split(self, table, frontal, notes):
-        """(part of each film, grouping): the source's own test films where frontal ones are, else a fifth."""
+        """(part of each film, grouping): the source's own test films where frontal ones are, else a fifth.
+
+        Raises:
+            ValueError: a synthetic film that would be tested on.
+        """
         from kxray import data
         from training.aligning.fitting import LEAST_FILMS
 
@@ -211,8 +215,10 @@ class _AlignJob:
         if "split" in table.columns:
             test = (table["split"] == "test").to_numpy()
             if (frontal & test).any() and (frontal & ~test).sum() >= LEAST_FILMS:
+                parts = np.where(test, "test", "train")
+                data.check_held_out(table, parts)
                 notes.append("the source's own split")
-                return np.where(test, "test", "train"), grouping
+                return parts, grouping
             if test.any():
                 notes.append("the source's own split has too few frontal films and is not used")
         view = np.where(frontal, "frontal", "lateral")

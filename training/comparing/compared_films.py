@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from training import films as film_tables
-from training import runs
+from training import findings, runs
 from training.comparing import baselines
 
 # A split whose numbers add up to more than this names films, not parts.
@@ -85,7 +85,7 @@ def check_options(recipe, given) -> None:
 
 
 def check_counts(text, films) -> None:
-    """Raises ValueError where a split asks for more films than there are."""
+    """Raises ValueError where a split asks for more real films than there are."""
     wanted = counts(text)
     if wanted and sum(wanted) > films:
         raise ValueError(f"--split {text} asks for {sum(wanted)} films; there are {films}")
@@ -94,6 +94,7 @@ def check_counts(text, films) -> None:
 def check_independent(task, table, grouping, folds) -> None:
     """Raises ValueError where a class has fewer groups of films than there are folds."""
     film_tables.check_classes(task, table, grouping)
+    table, grouping = findings.real_films(table, grouping)
     groups = pd.Series(grouping.groups, index=table.index).groupby(table[task.label_column]).nunique()
     for label in task.labels:
         if groups[label] < folds:
@@ -106,6 +107,8 @@ def check_independent(task, table, grouping, folds) -> None:
 def folds_of(recipe, task, films, grouping, seed) -> list[Fold]:
     """The folds of one seed, or the one split of `recipe.split`.
 
+    A split is of the real films; synthetic ones are trained on beside them.
+
     Args:
         recipe: its split and folds.
         task, films: ClassifierTask and RunFilms.
@@ -113,6 +116,7 @@ def folds_of(recipe, task, films, grouping, seed) -> list[Fold]:
         seed: of the split.
     """
     from kxray import data
+    from kxray.data import held_out
 
     tested, column = films.tested, task.label_column
     film_tables.check_classes(task, tested, grouping)
@@ -120,11 +124,12 @@ def folds_of(recipe, task, films, grouping, seed) -> list[Fold]:
     if recipe.split is None:
         parts = data.patient_folds(tested, column, recipe.folds, seed, grouping=grouping).parts
         return [Fold(parts != fold, rows[parts == fold], None) for fold in range(recipe.folds)]
-    check_counts(recipe.split, len(rows))
+    real = int((~held_out.synthetic_films(tested)).sum())
+    check_counts(recipe.split, real)
     wanted = counts(recipe.split)
     used = np.ones(len(rows), bool)
-    if wanted and sum(wanted) < len(rows):
-        left = 1 - sum(wanted) / len(rows)
+    if wanted and sum(wanted) < real:
+        left = 1 - sum(wanted) / real
         used = data.patient_split(tested, column, val=0, test=left, seed=seed, grouping=grouping).parts
         used = used == "train"
     _, val, test = shares(recipe.split)
@@ -134,6 +139,13 @@ def folds_of(recipe, task, films, grouping, seed) -> list[Fold]:
     ).parts
     members = (parts == "train") | (parts == "val")
     return [Fold(members, rows[parts == "test"], rows[parts == "val"])]
+
+
+def synthetic_note(table) -> list[str]:
+    """What to say of the synthetic films among some films, if there are any."""
+    made = len(table) - len(findings.real_films(table)[0])
+    told = f"{made} synthetic films are trained on beside the real ones, which the split is of"
+    return [told] if made else []
 
 
 def check_every_class(task, films, splits, parts) -> None:

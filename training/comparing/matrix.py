@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from training import chosen_labels, runs
+from training import chosen_labels, findings, runs
 from training import films as film_tables
 from training.comparing import compared_films, comparison_run, matrix_advice
 from training.comparing.matrix_scores import FROZEN
@@ -46,8 +46,15 @@ def _plan(recipe, given, rows_of, console):
 
 def _check_films(recipe, table):
     """What can be told of films that were not read yet."""
+    from kxray.data import held_out
+
     if recipe.split is not None:
-        compared_films.check_counts(recipe.split, len(table))
+        compared_films.check_counts(recipe.split, len(findings.real_films(table)[0]))
+    else:
+        made = held_out.synthetic_films(table)
+        held_out.refuse(
+            table, made, "a fold would test on it; give --split, which is of the real films alone"
+        )
     column = recipe.label_column if recipe.label_column in table.columns else "label"
     if column in table.columns and recipe.split is None:
         for label, count in table[column].value_counts().items():

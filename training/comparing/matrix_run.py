@@ -150,6 +150,7 @@ class Matrix:
             for recipe in {row.recipe.weights: row.recipe for row in self.rows}.values()
             for note in runs.starting_notes(recipe, config["films_fingerprint"], tested["path"])
         ]
+        made = compared_films.synthetic_note(tested)
         config |= {
             "versions": runs.versions(),
             "films": tested[self.task.label_column].value_counts().to_dict(),
@@ -160,7 +161,7 @@ class Matrix:
             "parts": self.split_told(),
             "replicas": devices[1],
             "dtype_policy": policy,
-            "notes": list(dict.fromkeys([*self.films.notes, *self.notes, *started])),
+            "notes": list(dict.fromkeys([*self.films.notes, *self.notes, *made, *started])),
         }
         runs.write_json(self.folder / "config.json", config)
         return config

@@ -137,6 +137,7 @@ class Comparison:
             "dtype_policy": policy,
             "notes": [
                 *self.films.notes,
+                *compared_films.synthetic_note(tested),
                 *runs.starting_notes(self.recipe, config["films_fingerprint"], tested["path"]),
             ],
         }
