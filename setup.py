@@ -51,7 +51,7 @@ setup(
     ],
     extras_require={
         "test": [
-            *("pytest>=8.0", "hypothesis>=6.100", "ruff>=0.6", "pytest-timeout>=2.3"),
+            *("pytest>=8.0", "pytest-timeout>=2.3", "pytest-xdist>=3.5", "hypothesis>=6.100", "ruff>=0.6"),
             *("safetensors>=0.4", "tf-keras-vis>=0.8.7"),
         ],
         # Score-CAM and activation maximisation.
