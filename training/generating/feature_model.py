@@ -265,7 +265,7 @@ def _fitting(options, classes, labels, inputs, backbone, folder, progress):
     if progress is None:
         from rich.console import Console
 
-        progress = shell.progress_bars(Console(quiet=True))
+        progress = shell.progress_bars(Console(quiet=True, highlight=False, markup=False))
     size = tuple(inputs.shape[:2])
     models.check_backbone(backbone, 1, size)
 

@@ -153,7 +153,8 @@ class Watch:
             ("diversity", "all classes"),
             ("diversity_lowest", f"class {row['lowest_class']}"),
         ):
-            if len(recent) == _IN_A_ROW and all(earlier[name] < COLLAPSED for earlier in recent):
+            same = name == "diversity" or len({earlier["lowest_class"] for earlier in recent}) == 1
+            if len(recent) == _IN_A_ROW and same and all(earlier[name] < COLLAPSED for earlier in recent):
                 sentence = (
                     f"the generator has collapsed by step {row['step']} (epoch {row['epoch']}): generated "
                     f"films of {whose} deviate by {row[name]:.3f} of what real ones do, and the limit is "
