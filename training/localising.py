@@ -38,7 +38,7 @@ def boxed_findings(task, films, rows) -> pd.DataFrame:
     Raises:
         kxray.io.FilmError: a film whose header cannot be read; no film is decoded.
     """
-    from training.film_headers import film_size
+    from kxray.io.headers import film_size
 
     if "boxes" not in films.table.columns:
         return pd.DataFrame(columns=_TRUTH)

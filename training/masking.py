@@ -8,8 +8,6 @@ import numpy as np
 MOST_ALIGNED_ON = 1000
 MOST_LATERALS = 200
 _BATCH = 64
-# What `training.aligning.fit_aligner` takes at least.
-_FEWEST_ALIGNED_ON = 24
 
 
 class Masking:
@@ -38,12 +36,13 @@ class Masking:
         """
         from kxray import models
         from kxray.data.masks import DiseaseMasks
+        from training.aligning.fitting import LEAST_FILMS
 
         align, pictures = self.recipe.align, self.recipe.masks
         frontal = len(_by_view(films.table, np.asarray(rows))[0])
-        if align == "auto" and frontal < _FEWEST_ALIGNED_ON:
+        if align == "auto" and frontal < LEAST_FILMS:
             raise ValueError(
-                f"--align auto learns from {_FEWEST_ALIGNED_ON} frontal training films or more, there are "
+                f"--align auto learns from {LEAST_FILMS} frontal training films or more, there are "
                 f"{frontal}; give --align none or a run of the recipe align"
             )
         if align not in ("auto", "none"):

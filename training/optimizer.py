@@ -3,6 +3,9 @@
 import keras
 from keras import ops
 
+# Of the gradients of all variables together.
+CLIP_NORM = 1.0
+
 
 @keras.saving.register_keras_serializable("kxray")
 class StagedAdamW(keras.optimizers.AdamW):
@@ -97,4 +100,11 @@ def warm_cosine(recipe, steps):
     warmup = max(1, round(recipe.warmup * run))
     return keras.optimizers.schedules.CosineDecay(
         0.0, max(1, run - warmup), warmup_target=recipe.learning_rate, warmup_steps=warmup
+    )
+
+
+def warm_adamw(recipe, steps):
+    """AdamW at the rate of `warm_cosine`, with clipped gradients."""
+    return keras.optimizers.AdamW(
+        warm_cosine(recipe, steps), weight_decay=recipe.weight_decay, global_clipnorm=CLIP_NORM
     )

@@ -8,8 +8,8 @@ import os
 import numpy as np
 import pandas as pd
 
+from kxray.io.headers import film_problem
 from kxray.io.parallel import available_cores
-from training.film_headers import film_problem
 
 # Films that the no-anatomy baseline is grown on.
 MOST_BASELINE_FILMS = 4000

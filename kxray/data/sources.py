@@ -10,10 +10,11 @@ import re
 from pathlib import Path
 
 import pandas as pd
-from PIL import Image
 
 from kxray.data import manifest
 from kxray.data.splits import PART_NAMES
+from kxray.io.film import FilmError
+from kxray.io.headers import film_size
 
 FILM_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".dcm", ".dicom", ".dic")
 NIH_FINDINGS = (
@@ -223,7 +224,7 @@ def _nih_boxes(csv_path, films):
             raise ValueError(
                 f"{csv_path}: row {row}: expected four numbers x, y, w, h, got {cell[2:6]}"
             ) from None
-        scale_x, scale_y = (side / NIH_BOX_SIDE for side in _size_on_disk(films[name]))
+        scale_y, scale_x = (side / NIH_BOX_SIDE for side in _size_for_boxes(films[name]))
         box = {"x": x * scale_x, "y": y * scale_y, "width": width * scale_x, "height": height * scale_y}
         # The box list calls Infiltration "Infiltrate".
         finding = "Infiltration" if finding == "Infiltrate" else finding
@@ -249,13 +250,11 @@ def _nih_parts(folder):
     return parts
 
 
-def _size_on_disk(path) -> tuple[int, int]:
-    """(width, height) in pixels, from the header alone."""
+def _size_for_boxes(path) -> tuple[int, int]:
     try:
-        with Image.open(path) as image:
-            return image.size
-    except OSError as error:
-        raise ValueError(f"{path}: cannot read the image size that its boxes need: {error}") from None
+        return film_size(path)
+    except FilmError as error:
+        raise ValueError(f"{path}: cannot read the image size that its boxes need: {error.problem}") from None
 
 
 def _years(cell) -> float:

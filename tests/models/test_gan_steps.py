@@ -253,27 +253,29 @@ for start, one, other in zip(starts[0], *weights):
 print(apart, np.sqrt(difference / moved))
 """
 ADAM = "lambda: keras.optimizers.Adam(2e-5, 0.5)"
-SGD = "lambda: keras.optimizers.SGD(0.02)"
+SGD = "lambda: keras.optimizers.SGD(0.002)"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name, options, optimizer, apart",
+    "name, options, optimizer",
     [
-        ("attention_cgan", "dict(scales=2, attention_pool=8, spectral_generator=True)", ADAM, 1e-4),
-        ("attention_cgan", "dict(scales=1, attention_pool=8)", SGD, 1e-4),
-        ("cdcgan", "dict(side=64)", SGD, 1e-4),
+        ("attention_cgan", "dict(scales=2, attention_pool=8, spectral_generator=True)", ADAM),
+        ("attention_cgan", "dict(scales=1, attention_pool=8)", SGD),
+        ("cdcgan", "dict(side=64)", SGD),
     ],
 )
-def test_two_devices_are_one_device(name, options, optimizer, apart):
+def test_two_devices_are_one_device(name, options, optimizer):
     # In a process of its own: devices are decided once a process.
     command = [sys.executable, "-c", MIRRORED, name, options, optimizer, "1"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     largest, of_the_way = map(float, done.stdout.split()[-2:])
-    assert largest < apart
-    if optimizer == SGD:
-        assert of_the_way < 1e-2
+    # Adam's steps are small whatever the gradients are; SGD's are as large as they.
+    if optimizer == ADAM:
+        assert largest < 1e-4
+    else:
+        assert of_the_way < 1e-3, largest
 
 
 @pytest.mark.slow

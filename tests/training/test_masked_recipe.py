@@ -102,7 +102,7 @@ def test_a_training_without_boxes_has_targets_as_wide_as_one_with_them(task, fil
 def test_boxes_of_some_films_are_found_once(task, films, monkeypatch):
     masking, rows = Masking(recipe()), boxed_rows(films)
     masking.boxed(task, films)
-    monkeypatch.setattr("training.film_headers.film_size", None)
+    monkeypatch.setattr("kxray.io.headers.film_size", None)
     found = masking.boxed(task, films, rows[3:5])
     assert sorted(set(found["position"])) == rows[3:5].tolist() and found.index[0] == 0
 

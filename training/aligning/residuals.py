@@ -9,7 +9,7 @@ from training.aligning import foreign_films
 
 MEASURES = ("rotation", "scale", "shift")
 UNITS = {"rotation": "degrees", "scale": "%", "shift": "% of the width"}
-# The motions of the issue: what posed films are moved by.
+# What posed films are moved by, at most: degrees, a factor, and a share of the width.
 ROTATION, SCALE, SHIFT = 20.0, 1.25, 0.1
 
 

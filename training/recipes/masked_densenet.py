@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from training import augmentation, findings
+from training.backbone_options import check_init, parse_taps
 from training.classifier import ClassifierOptions, fit_classifier
 from training.masking import Masking
 from training.options import option
@@ -145,18 +146,12 @@ class Recipe(ClassifierOptions):
         return "none"
 
 
-def parse_taps(text):
-    """ "3" -> 3, "block2,block4" -> ("block2", "block4")."""
-    return int(text) if text.strip().isdigit() else tuple(name.strip() for name in text.split(","))
-
-
 def task_of(recipe) -> ClassifierTask:
     from kxray import models
 
     side, taps = recipe.image_size, parse_taps(recipe.taps)
     models.check_backbone(recipe.backbone, taps, (side, side))
-    if recipe.init not in (None, "imagenet") and not Path(recipe.init).exists():
-        raise ValueError(f"--init {recipe.init}: no such run folder or file of weights")
+    check_init(recipe.init)
     if recipe.align not in ("auto", "none") and not Path(recipe.align).exists():
         raise ValueError(f"--align {recipe.align}: expected auto, none, or a run of the recipe align")
     if recipe.masks is not None and recipe.masking != "masks":
@@ -187,12 +182,9 @@ def task_of(recipe) -> ClassifierTask:
         return model
 
     def optimizer(steps, model):
-        import keras
+        from training.optimizer import warm_adamw
 
-        from training.optimizer import warm_cosine
-
-        rate = warm_cosine(recipe, steps)
-        return keras.optimizers.AdamW(rate, weight_decay=recipe.weight_decay, global_clipnorm=1.0)
+        return warm_adamw(recipe, steps)
 
     return ClassifierTask(
         name="masked_densenet",

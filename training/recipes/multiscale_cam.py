@@ -31,9 +31,9 @@ xception preset 0.962 (folds 0.87 to 1.00), 0.984 with test-time flips.
 
 import dataclasses
 from dataclasses import dataclass
-from pathlib import Path
 
 from training import augmentation, findings
+from training.backbone_options import check_init, parse_taps
 from training.classifier import ClassifierOptions, fit_classifier
 from training.options import option
 from training.task import ClassifierTask
@@ -111,11 +111,6 @@ class Recipe(ClassifierOptions):
     )
 
 
-def parse_taps(text):
-    """ "3" -> 3, "block2,block4" -> ("block2", "block4")."""
-    return int(text) if text.strip().isdigit() else tuple(name.strip() for name in text.split(","))
-
-
 def task_of(recipe) -> ClassifierTask:
     from kxray import models
 
@@ -123,8 +118,7 @@ def task_of(recipe) -> ClassifierTask:
     models.check_backbone(recipe.backbone, taps, (side, side))
     if recipe.freeze and recipe.init is None:
         raise ValueError("--freeze keeps the backbone's starting weights: give trained ones with --init")
-    if recipe.init not in (None, "imagenet") and not Path(recipe.init).exists():
-        raise ValueError(f"--init {recipe.init}: no such run folder or file of weights")
+    check_init(recipe.init)
     if recipe.test_time_flips and recipe.flips == "none":
         raise ValueError("--test-time-flips averages over the views of --flips, which are none")
     if recipe.findings is not None and recipe.test_time_flips:
@@ -149,12 +143,9 @@ def task_of(recipe) -> ClassifierTask:
         return model
 
     def optimizer(steps, model):
-        import keras
+        from training.optimizer import warm_adamw
 
-        from training.optimizer import warm_cosine
-
-        rate = warm_cosine(recipe, steps)
-        return keras.optimizers.AdamW(rate, weight_decay=recipe.weight_decay, global_clipnorm=1.0)
+        return warm_adamw(recipe, steps)
 
     return ClassifierTask(
         name="multiscale_cam",

@@ -173,14 +173,10 @@ def task_of(recipe) -> ClassifierTask:
         return model
 
     def optimizer(steps, model):
-        import keras
+        from training.optimizer import CLIP_NORM, StagedAdamW, stage_rates, warm_adamw, warm_cosine
 
-        from training.optimizer import StagedAdamW, stage_rates, warm_cosine
-
-        rate = warm_cosine(recipe, steps)
-        own = {"weight_decay": recipe.weight_decay, "global_clipnorm": 1.0}
         if frozen:
-            return keras.optimizers.AdamW(rate, **own)
+            return warm_adamw(recipe, steps)
         factors, first_steps = stage_rates(
             model,
             models.backbone_stages(model),
@@ -188,7 +184,8 @@ def task_of(recipe) -> ClassifierTask:
             recipe.stage_decay,
             recipe.unfreeze_epochs * steps,
         )
-        return StagedAdamW(rate, factors, first_steps, **own)
+        own = {"weight_decay": recipe.weight_decay, "global_clipnorm": CLIP_NORM}
+        return StagedAdamW(warm_cosine(recipe, steps), factors, first_steps, **own)
 
     def told(spec):
         model = made(spec)
