@@ -17,7 +17,9 @@ floating-point operations of a step are counted by TensorFlow's profiler in kxra
 and additions of convolutions and matrix products, forward and backward), and set against what this machine
 reaches in a product of two 2,048 x 2,048 matrices.
 
-Expected: kxray makes more steps a second at every side, in no more memory.
+Expected, 2 idle cores, one round of 5 steps: at 64 px 1.23 and at 128 px 1.37 times the steps a second, at
+28% and 26% of the matrix product's rate, in a tenth to a fifth more memory (1,039 against 954 MB, 1,310
+against 1,079 MB): one graph holds all updates. 256 px was not measured.
 """
 
 import json
