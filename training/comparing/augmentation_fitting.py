@@ -143,7 +143,7 @@ class Trainer:
         """The compiled network with the starting weights of a seed."""
         from kxray import models
         from training import loop
-        from training.optimizer import warm_cosine
+        from training.optimizer import warm_adamw
 
         # What Keras's initialisers draw their seeds from, see `training.fitting`.
         random.seed(seed)
@@ -157,11 +157,8 @@ class Trainer:
                 taps=1,
             )
             if self.model is None:
-                import keras
-
-                rate = warm_cosine(self.recipe, self.steps)
                 model.compile(
-                    keras.optimizers.AdamW(rate, weight_decay=self.recipe.weight_decay, global_clipnorm=1.0),
+                    warm_adamw(self.recipe, self.steps),
                     "categorical_crossentropy",
                     # Keras's loop over several steps does not run under MirroredStrategy.
                     steps_per_execution=loop.steps_per_execution(self.steps) if replicas == 1 else 1,

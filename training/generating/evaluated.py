@@ -239,7 +239,6 @@ def real_films(generators, asked, progress) -> tuple:
         ModelSpec("generator", labels, "generator", (side, side)),
         on_film=lambda index, _: progress.update(bar, completed=index + 1),
         workers=asked.workers,
-        measure=_nothing,
     )
     if inputs.errors:
         raise ValueError(next(iter(inputs.errors.values())))
@@ -253,10 +252,6 @@ def real_films(generators, asked, progress) -> tuple:
         notes.append(f"too few {other} films to say how near real films of other patients are")
         others = None
     return real, others, notes
-
-
-def _nothing(pixels):
-    return None
 
 
 def _trained_on(generators, conditions, parts, asked):

@@ -254,12 +254,10 @@ def _fingerprint(classes, labels, rows_train, rows_val, shape) -> str:
 
 
 def _fitting(options, classes, labels, inputs, backbone, folder, progress):
-    import keras
-
     from kxray import models
     from training import augmentation, shell
     from training.fitting import Fitting
-    from training.optimizer import warm_cosine
+    from training.optimizer import warm_adamw
     from training.task import ClassifierTask
 
     if progress is None:
@@ -272,10 +270,6 @@ def _fitting(options, classes, labels, inputs, backbone, folder, progress):
     def build(spec):
         return models.build(spec.name, num_labels=spec.num_labels, image_size=size, backbone=backbone, taps=1)
 
-    def optimizer(steps, model):
-        rate = warm_cosine(options, steps)
-        return keras.optimizers.AdamW(rate, weight_decay=options.weight_decay, global_clipnorm=1.0)
-
     task = ClassifierTask(
         name="feature_model",
         model="multiscale_densenet",
@@ -284,7 +278,7 @@ def _fitting(options, classes, labels, inputs, backbone, folder, progress):
         phantom_kind="thorax",
         image_size=size,
         build=build,
-        optimizer=optimizer,
+        optimizer=lambda steps, model: warm_adamw(options, steps),
         augment=lambda: augmentation.film_layers(options),
         labels=labels,
     )

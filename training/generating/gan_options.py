@@ -124,6 +124,8 @@ def check(recipe) -> None:
     """Raises ValueError on options that do not fit each other, before anything is read."""
     from pathlib import Path
 
+    from kxray.layers.diff_augment import POLICIES
+
     if recipe.batch_size % recipe.accumulate:
         raise ValueError(
             f"--batch-size {recipe.batch_size} does not divide into --accumulate {recipe.accumulate} parts"
@@ -132,10 +134,9 @@ def check(recipe) -> None:
         raise ValueError(f"--rare takes distinct labels, got {recipe.rare!r}")
     if recipe.labels is not None and not names(recipe.labels):
         raise ValueError(f"--labels takes names with commas between them, got {recipe.labels!r}")
-    known = ("brightness", "contrast", "translation", "cutout")
     for policy in names(recipe.augment):
-        if policy not in known:
-            raise ValueError(f"--augment {policy}: expected none, or some of {', '.join(known)}")
+        if policy not in POLICIES:
+            raise ValueError(f"--augment {policy}: expected none, or some of {', '.join(POLICIES)}")
     if recipe.features not in ("auto", "none") and not (Path(recipe.features) / "spec.json").is_file():
         raise ValueError(f"--features {recipe.features}: expected auto, none, or a run with a classifier")
     if recipe.features == "auto":

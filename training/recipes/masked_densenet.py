@@ -28,6 +28,7 @@ validation loss. Which part of it helps: `python -m training.compare masks`.
 from dataclasses import dataclass
 from pathlib import Path
 
+from kxray.data.conditions import DISEASES
 from training import augmentation, findings
 from training.backbone_options import check_init, parse_taps
 from training.classifier import ClassifierOptions, fit_classifier
@@ -35,16 +36,6 @@ from training.masking import Masking
 from training.options import option
 from training.task import ClassifierTask
 
-DISEASES = (
-    "Atelectasis",
-    "Cardiomegaly",
-    "Effusion",
-    "Infiltration",
-    "Mass",
-    "Nodule",
-    "Pneumonia",
-    "Pneumothorax",
-)
 PRESETS = {
     "nih": {"backbone": "small_densenet", "image_size": 128, "epochs": 20, "folds": 5},
     "phantoms": {
