@@ -208,14 +208,6 @@ class ClassifierJob:
 
     # What is left behind
 
-    def exported_once(self, export) -> str:
-        """Exports the run, or finds what it had exported before it was killed."""
-        note = self.folder / "work" / "exported.txt"
-        if not note.exists() or not Path(note.read_text(encoding="utf-8")).is_dir():
-            to = self.recipe.export or self.folder / "saved_models" / self.task.name
-            write_whole(note, str(export(self.folder, to)))
-        return note.read_text(encoding="utf-8")
-
     def finish(self, predictions, model, history, seconds):
         import keras
 
@@ -272,7 +264,8 @@ class ClassifierJob:
             # Without its optimizer, which is twice as large, and which nobody loads outside of training.
             keras.Model(model.input, model.output, name=model.name).save(temporary)
         self.report(model, spec, scores, predictions, history)
-        scores["saved_model"] = self.exported_once(export)
+        to = self.recipe.export or folder / "saved_models" / self.task.name
+        scores["saved_model"] = runs.exported_once(folder, to, export)
         # Last: a run that has metrics.json is complete.
         runs.write_json(folder / "metrics.json", scores)
         return scores

@@ -136,26 +136,35 @@ def starting_notes(recipe, fingerprint, paths) -> list[str]:
         paths: their files.
     """
     start = getattr(recipe, "init", None) or getattr(recipe, "weights", None)
-    folder = Path(start or "")
+    return [] if start is None else seen_before(start, "starting weights of", fingerprint, paths)
+
+
+def seen_before(start, what, fingerprint, paths) -> list[str]:
+    """Whether a trained model has seen the films that are scored with its help.
+
+    Args:
+        start: a run folder, or the .keras file in one; of anything else nothing is known.
+        what: the model is here, in words before its name.
+        fingerprint: of the films.
+        paths: their files.
+    """
+    folder = Path(start)
     folder = folder.parent if folder.suffix == ".keras" else folder
-    if start is None or not (folder / "spec.json").is_file():
+    if not (folder / "spec.json").is_file():
         return []
     provenance = json.loads((folder / "spec.json").read_text(encoding="utf-8")).get("provenance", {})
     if provenance.get("data_fingerprint") == fingerprint:
-        return [f"the starting weights of {start} were trained on these very films: scores are too good"]
+        return [f"the {what} {start} were trained on these very films: scores are too good"]
     trained = _trained_films(folder)
     if not trained:
         return [
-            f"the starting weights of {start}: the films they were trained on cannot be found any "
-            "more; some of these may be among them"
+            f"the {what} {start}: the films they were trained on cannot be found any more; some of these may "
+            "be among them"
         ]
     shared = _shared_films(list(paths), trained)
     if not shared:
         return []
-    return [
-        f"the starting weights of {start} were trained on {shared} of these {len(paths)} films: scores are "
-        "too good"
-    ]
+    return [f"the {what} {start} were trained on {shared} of these {len(paths)} films: scores are too good"]
 
 
 def _trained_films(folder) -> list[str]:
@@ -254,6 +263,22 @@ def read_table(path):
 def write_table(path, table) -> None:
     with replacing(path) as temporary:
         table.to_csv(temporary, index=False)
+
+
+def kept_table(path, make):
+    """A table of predictions that `make` makes once: it is read where an earlier call has written it."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_table(path, make())
+    return read_table(path)
+
+
+def exported_once(folder, to, export) -> str:
+    """The SavedModel of a run, written by `export(folder, to)` or found as a killed call had left it."""
+    note = folder / "work" / "exported.txt"
+    if not note.exists() or not Path(note.read_text(encoding="utf-8")).is_dir():
+        write_whole(note, str(export(folder, to)))
+    return note.read_text(encoding="utf-8")
 
 
 def _plain(value):

@@ -110,7 +110,7 @@ class AugmentationComparison:
         self.needed = augmentation_pools.missing(self.rows, counts)
         self.rare = augmentation_pools.rare_classes(self.data.labels, counts, self.data.rare)
         config = self.describe(devices, policy)
-        baseline = self.kept("baseline.csv", self.baseline_cells)
+        baseline = runs.kept_table(self.folder / "work" / "baseline.csv", self.baseline_cells)
         cells, facts = self.trainings(devices)
         results = augmentation_scores.Results(
             rows=self.rows,
@@ -271,14 +271,6 @@ class AugmentationComparison:
             return kept["classes"], kept["films"].astype(np.float32) / 65535
 
     # Baseline, curves and examples
-
-    def kept(self, name, make):
-        """A table of predictions that is made once."""
-        path = self.folder / "work" / name
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            runs.write_table(path, make())
-        return runs.read_table(path)
 
     def baseline_cells(self):
         """Test predictions of a random forest that sees no anatomy, grown on the real training films."""

@@ -101,7 +101,7 @@ class MaskComparison:
         align = self.recipe.align if any(row.aligned for row in self.rows) else "none"
         Masking(dataclasses.replace(self.recipe, align=align)).check(self.task, self.films, fewest)
         config = self.describe(tested, devices, policy)
-        baseline = self.kept("baseline.csv", self.baseline_cells)
+        baseline = runs.kept_table(self.folder / "work" / "baseline.csv", self.baseline_cells)
         cells, boxes = zip(*(self.row_results(row, devices) for row in self.rows), strict=True)
         cells, boxes = (localising.joined(tables) for tables in (cells, boxes))
         metrics = masks_scores.scores_of(
@@ -262,14 +262,6 @@ class MaskComparison:
         return self.masking.aligner(*of_films, 100 * seed + fold, folder, self.progress)
 
     # Baseline and examples
-
-    def kept(self, name, make):
-        """A table of predictions that is made once."""
-        path = self.folder / "work" / name
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            runs.write_table(path, make())
-        return runs.read_table(path)
 
     def baseline_cells(self):
         """Test predictions of the baseline that sees no anatomy, on the same splits."""

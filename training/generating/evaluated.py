@@ -175,8 +175,6 @@ def _feature_model(place, labels):
 
 def _seen(model, place, given, generator, source):
     """What a reader must know of the feature model."""
-    import types
-
     from kxray import data
     from training.generating.gan_films import run_conditions
 
@@ -188,10 +186,8 @@ def _seen(model, place, given, generator, source):
         )
     if given is not None:
         conditions, parts = run_conditions(generator.run, source)
-        start = types.SimpleNamespace(init=str(place))
         paths = conditions.table["path"][parts != "train"]
-        told = runs.starting_notes(start, data.fingerprint(conditions.table), paths)
-        notes += [note.replace("the starting weights of", "the feature model") for note in told]
+        notes += runs.seen_before(str(place), "feature model", data.fingerprint(conditions.table), paths)
     return notes
 
 

@@ -133,14 +133,10 @@ class GanJob:
 
     def _feature_notes(self, fingerprint, table):
         """Whether the feature model of an earlier run has seen films that it is to judge by."""
-        import types
-
         if self.recipe.features in ("auto", "none"):
             return []
-        start = types.SimpleNamespace(init=self.recipe.features)
         judged = self.films.parts != "train"
-        told = runs.starting_notes(start, fingerprint, table["path"][judged])
-        return [note.replace("the starting weights of", "the feature model") for note in told]
+        return runs.seen_before(self.recipe.features, "feature model", fingerprint, table["path"][judged])
 
     def looked_at(self):
         """`EpochFilms`, with the classifier whose features films are compared by."""
@@ -370,13 +366,10 @@ class GanJob:
         return self.films.pixels(np.concatenate(chosen))[..., 0]
 
     def exported_once(self) -> str | None:
-        """Exports the run, or finds what it had exported before it was killed."""
+        """Exports the run, unless it is not to be served."""
         if self.recipe.export == "none":
             return None
         from serving.export import export
 
-        note = self.folder / "work" / "exported.txt"
-        if not note.exists() or not Path(note.read_text(encoding="utf-8")).is_dir():
-            to = self.recipe.export or self.folder / "saved_models" / self.task.name
-            write_whole(note, str(export(self.folder, to)))
-        return note.read_text(encoding="utf-8")
+        to = self.recipe.export or self.folder / "saved_models" / self.task.name
+        return runs.exported_once(self.folder, to, export)
