@@ -6,7 +6,6 @@ id, and `kxray.data.splits` lets none of them into validation or test.
 
 import dataclasses
 import hashlib
-import io
 import re
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from kxray.data.manifest import as_manifest, write_manifest
+from kxray.io.dicom_bytes import LARGEST, encode_dicom
 from kxray.io.files import write_whole
 from kxray.io.image import encode_png16
 from kxray.io.marks import DICOM_IMAGE_TYPE, DICOM_TAG, SYNTHETIC_TEXTS, class_folder, film_marks
@@ -22,7 +22,6 @@ FORMATS = ("png", "dicom")
 NO_FINDING = "No Finding"
 PATIENT_PREFIX = "synthetic-"
 _SUFFIXES = {"png": ".png", "dicom": ".dcm"}
-_LARGEST_DICOM = 4095
 # They part values and components of DICOM text (PS3.5 6.2), or end lines.
 _SPECIAL = re.compile(r"[\\^=\x00-\x1f]+")
 
@@ -198,12 +197,12 @@ def _check_condition(condition, facts):
 
 
 def _dicom(pixels, condition, seed, number, facts):
-    from pydicom.dataset import Dataset, FileMetaDataset
-    from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
+    from pydicom.dataset import Dataset
+    from pydicom.uid import SecondaryCaptureImageStorage, generate_uid
 
     if pixels.ndim != 2 or pixels.dtype.kind != "f" or not (pixels.min() >= 0 and pixels.max() <= 1):
         raise ValueError(f"expected float pixels (H, W) in [0, 1], got {pixels.dtype} {pixels.shape}")
-    stored = np.rint(pixels * _LARGEST_DICOM).astype("<u2")
+    stored = np.rint(pixels * LARGEST).astype("<u2")
     patient, named = patient_id(condition, seed, number, facts), _SPECIAL.sub(" ", condition)
 
     def uid(*parts):
@@ -232,16 +231,5 @@ def _dicom(pixels, condition, seed, number, facts):
     )
     data.BurnedInAnnotation, data.LossyImageCompression = "NO", "00"
     data.PatientOrientation = ""
-    data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
-    data.Rows, data.Columns = stored.shape
-    data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 16, 12, 11, 0
-    data.WindowCenter, data.WindowWidth = (_LARGEST_DICOM + 1) // 2, _LARGEST_DICOM + 1
-    data.PixelData = stored.tobytes()
-    data["PixelData"].VR = "OW"
-    data.file_meta = FileMetaDataset()
-    data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID
-    data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID
-    file = io.BytesIO()
-    data.save_as(file, enforce_file_format=True)
-    return file.getvalue()
+    data.PhotometricInterpretation = "MONOCHROME2"
+    return encode_dicom(data, stored)

@@ -1,13 +1,11 @@
 """A phantom film as a DICOM file: Digital X-Ray Image Storage, for presentation, 12 bits, without
 compression."""
 
-import io
-
 import numpy as np
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, generate_uid
+from pydicom.dataset import Dataset
+from pydicom.uid import DigitalXRayImageStorageForPresentation, generate_uid
 
-_LARGEST = 4095
+from kxray.io.dicom_bytes import LARGEST, encode_dicom
 
 
 def dicom(film, patient_id, seed, index):
@@ -18,9 +16,9 @@ def dicom(film, patient_id, seed, index):
     """
     rng = np.random.default_rng([seed, index, 5])
     inverted = rng.random() < 1 / 3
-    stored = np.round(film.pixels * _LARGEST).astype(np.uint16)
+    stored = np.round(film.pixels * LARGEST).astype(np.uint16)
     if inverted:
-        stored = _LARGEST - stored
+        stored = LARGEST - stored
     thorax = film.label in ("frontal", "lateral")
     position = film.facts.get("position", "")
     spacing = [round(film.facts.get("spacing", 0.4), 5)] * 2
@@ -65,25 +63,12 @@ def dicom(film, patient_id, seed, index):
     data.PositionerType = "NONE"
     data.PixelSpacing = data.ImagerPixelSpacing = spacing
 
-    data.SamplesPerPixel = 1
     data.PhotometricInterpretation = "MONOCHROME1" if inverted else "MONOCHROME2"
     data.PresentationLUTShape = "INVERSE" if inverted else "IDENTITY"
     data.PixelIntensityRelationship = "LOG"
     data.PixelIntensityRelationshipSign = 1 if inverted else -1
-    data.Rows, data.Columns = stored.shape
-    data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 16, 12, 11, 0
     data.RescaleIntercept, data.RescaleSlope, data.RescaleType = 0, 1, "US"
-    data.WindowCenter, data.WindowWidth = (_LARGEST + 1) // 2, _LARGEST + 1
-    data.PixelData = stored.astype("<u2").tobytes()
-    data["PixelData"].VR = "OW"
-
-    data.file_meta = FileMetaDataset()
-    data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID
-    data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID
-    file = io.BytesIO()
-    data.save_as(file, enforce_file_format=True)
-    return file.getvalue()
+    return encode_dicom(data, stored)
 
 
 def _uid(*parts):
