@@ -53,6 +53,7 @@ from kxray.metrics.perturbation import (
 )
 from kxray.metrics.replacement import fraction_order, patch_order, pixel_order
 from kxray.metrics.sanity import map_similarity, random_logit, weight_randomisation
+from kxray.metrics.scales import scale_agreement
 from kxray.metrics.segmentation import mean_iou, pixel_accuracy, pooled_mean_iou
 from kxray.metrics.slices import slice_scores
 from kxray.metrics.summary import summarise
@@ -123,6 +124,7 @@ __all__ = [
     "region_boxes",
     "region_perturbation",
     "reliability_curve",
+    "scale_agreement",
     "sensitivity",
     "sensitivity_thresholds",
     "slice_scores",

@@ -402,6 +402,9 @@ def test_generators_stand_beside_each_other_at_equal_counts(judged, runs):
     )
     overall = found["rows"][0]["scores"]["overall"]["fdd"]["value"]
     np.testing.assert_allclose(table["fdd"].tolist()[3], overall)
+    (scale,), none = (row["scales"] for row in found["rows"][:2])
+    assert none == [] and (scale["side"], scale["against"]) == (128, 64)
+    assert "films of 128 px, averaged down, and of 64 px correlate by" in told
     assert "FDD by class" in told and f"look at {out / 'generated.html'}" in told
 
 
@@ -431,7 +434,7 @@ def test_films_of_the_other_part_score_what_real_films_score(runs, tmp_path, mon
         from training.generating.generator import load_generator
 
         _, others, _ = evaluated.real_films([load_generator(runs[1])], asked, progress)
-        perfect = lambda *_: (others.films, others.classes)  # noqa: E731
+        perfect = lambda *_: ({64: others.films}, others.classes)  # noqa: E731
         monkeypatch.setattr(evaluated, "_made", perfect)
         found = evaluated.evaluate((runs[1],), None, tmp_path, asked, progress)
     first, floor = (row["scores"]["overall"]["fdd"]["value"] for row in found["rows"])

@@ -107,6 +107,7 @@ def evaluate(folders, features, out, asked, progress) -> dict:
     Raises:
         ValueError: a run that makes no films, or of other classes; films that were moved; no feature model.
     """
+    from kxray.metrics import scale_agreement
     from training.generating.generator import load_generator
     from training.report.generated import write_report
 
@@ -129,9 +130,11 @@ def evaluate(folders, features, out, asked, progress) -> dict:
     pictures = {f"{FLOOR} ({asked.part})": _examples(real.films, real.classes, len(labels))}
     rows = []
     for generator, name in zip(generators, names, strict=True):
-        films, classes = _made(generator, labels, counts, asked, progress)
+        made, classes = _made(generator, labels, counts, asked, progress)
+        films = made[generator.side]
         pictures[name] = _examples(films, classes, len(labels))
-        rows.append({"name": name, **_facts(generator), "scores": judged(model.features(films), classes)})
+        facts = _facts(generator) | {"scales": scale_agreement(made, classes)}
+        rows.append({"name": name, **facts, "scores": judged(model.features(films), classes)})
     if others is not None:
         scores = judged(model.features(others.films), others.classes)
         rows.append({"name": FLOOR, "model": FLOOR, "scores": scores})
@@ -268,14 +271,15 @@ def _trained_on(generators, conditions, parts, asked):
 
 
 def _made(generator, labels, counts, asked, progress):
-    """As many generated films of each class as there are real ones: (films, classes in `labels`)."""
+    """As many generated films of each class as there are real ones: (films by side, classes in `labels`)."""
     bar = progress.add_task(f"making films: {generator.spec.name}", total=int(counts.sum()), facts="")
-    films, done = [], 0
+    chunks, done = [], 0
     for label, count in zip(labels, counts.tolist(), strict=True):
-        films.append(generator.films(label, asked.seed, count, asked.truncation))
+        chunks += [films for _, films in generator.chunks(label, asked.seed, count, asked.truncation)]
         done += count
         progress.update(bar, completed=done)
-    return np.concatenate(films), np.repeat(np.arange(len(labels)), counts)
+    made = {side: np.concatenate([films[side] for films in chunks]) for side in generator.gan.sides}
+    return made, np.repeat(np.arange(len(labels)), counts)
 
 
 class _Judged:

@@ -61,6 +61,7 @@ def verdict(found) -> list[str]:
             if floor is not None and floor["scores"]["told_apart"]:
                 sentence += f", of real films {floor['scores']['told_apart']['better']}"
         said.append(sentence)
+        said += [f"{row['name']}: {scale_told(scale)}" for scale in row["scales"]]
     for row in rows[1:]:
         said.append(_compared(rows[0], row, found["labels"]))
     return said
@@ -91,6 +92,17 @@ def _compared(first, other, labels):
     if None not in updates and updates[0] != updates[1]:
         parts.append(f"they had {updates[0]} and {updates[1]} discriminator updates: not the same training")
     return "; ".join(parts)
+
+
+def scale_told(scale) -> str:
+    """How far a larger film and the smallest one are the same film, in a sentence."""
+    numbers = {name: scale[name] for name in ("correlation", "lowest", "own", "another")}
+    shown = {name: "-" if value is None else f"{value:.3f}" for name, value in numbers.items()}
+    return (
+        f"films of {scale['side']} px, averaged down, and of {scale['against']} px correlate by "
+        f"{shown['correlation']} (at least {shown['lowest']}); {shown['another']} with films of "
+        f"another random vector, {shown['own']} where the mean film of the class is taken away"
+    )
 
 
 def interval(score) -> str:
