@@ -12,6 +12,8 @@ from training.generating.evaluated_told import FLOOR, paper_table, table_rows, t
 from training.shell import program
 
 _SHOWN = 6
+# Whether classes are told apart takes no real films: so many generated ones of each class, at least.
+_LEAST_MADE = 64
 PARTS = ("test", "val")
 
 
@@ -46,7 +48,7 @@ def main(run, against, features, part, films, out, truncation, seed, resamples, 
     By the features of a classifier that learned from the run's training films, or of --features:
       Frechet DenseNet distance (FDD; of features and of class probabilities), kernel distance (KID),
       precision, recall, density and coverage, for each class and overall, at equal counts; and whether the
-      classifier tells generated classes apart.
+      classifier tells generated classes apart, of which at least 64 films each are made.
     Beside the generators stand real films of other patients: nothing can be nearer than they are.
 
     \b
@@ -271,7 +273,8 @@ def _trained_on(generators, conditions, parts, asked):
 
 
 def _made(generator, labels, counts, asked, progress):
-    """As many generated films of each class as there are real ones: (films by side, classes in `labels`)."""
+    """Generated films, of each class as many as real ones and _LEAST_MADE: (films by side, their classes)."""
+    counts = np.where(counts > 0, np.maximum(counts, _LEAST_MADE), 0)
     bar = progress.add_task(f"making films: {generator.spec.name}", total=int(counts.sum()), facts="")
     chunks, done = [], 0
     for label, count in zip(labels, counts.tolist(), strict=True):
