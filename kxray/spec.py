@@ -7,7 +7,8 @@ import numbers
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-TASKS = ("binary", "multiclass", "multilabel", "generator")
+DECIDING_TASKS = ("binary", "multiclass", "multilabel")
+TASKS = (*DECIDING_TASKS, "generator", "counterfactual", "autoencoder")
 PIXEL_RULES = ("unit_stretch",)
 UNSURE = "unsure"
 
@@ -20,7 +21,9 @@ class ModelSpec:
         name: registry name of the architecture, for example `"view_cnn"`.
         labels: class names; the order of `probabilities` everywhere.
         task: `"binary"` (one sigmoid unit, the probability of `labels[1]`), `"multiclass"` (softmax),
-            `"multilabel"` (one sigmoid a label) or `"generator"` (makes films of any of `labels`).
+            `"multilabel"` (one sigmoid a label), `"generator"` (makes films of any of `labels`),
+            `"counterfactual"` (changes films so that a classifier says any of `labels`) or `"autoencoder"`
+            (gives films back; its one label is "film").
         image_size: (height, width) of the network's input, in pixels; of a generator's largest films.
         pixel_rule: how film pixels become network input. `"unit_stretch"`: float32 in [0, 1], bone bright,
             one channel, stretched to `image_size` with antialiased bilinear interpolation.
@@ -86,7 +89,7 @@ class ModelSpec:
             For exclusive labels the most probable one if it reaches its threshold, else `"unsure"`; for
             multi-label models the tuple of labels that reach theirs.
         """
-        if self.task == "generator":
+        if self.task not in DECIDING_TASKS:
             raise ValueError(f"{self.name!r} makes films; it decides nothing")
         if len(probabilities) != self.num_labels:
             raise ValueError(

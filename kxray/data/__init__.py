@@ -47,6 +47,8 @@ _PUBLIC = {
     "condition_films": "conditions",
     "thin_out": "conditions",
     "gan_batches": "conditional_batches",
+    "counterfactual_batches": "target_batches",
+    "drawable_targets": "target_batches",
     "Marker": "markers",
     "find_markers": "markers",
     "marker_properties": "markers",

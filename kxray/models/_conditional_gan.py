@@ -3,16 +3,15 @@
 import keras
 import numpy as np
 import tensorflow as tf
-from keras import layers, ops
+from keras import ops
 
-from kxray.layers.diff_augment import DiffAugment
-from kxray.layers.self_attention import SelfAttention
+from kxray.models._adversarial import AdversarialModel, added, gradients_of, means, told
 
 LOSSES = ("least_squares", "cross_entropy")
 
 
 @keras.saving.register_keras_serializable("kxray")
-class ConditionalGAN(keras.Model):
+class ConditionalGAN(AdversarialModel):
     """A generator of films of a wanted class, its discriminators, and the step that trains them.
 
     Made by `kxray.models.build("attention_cgan" | "cdcgan", ...)`, which a saved .keras file calls again.
@@ -49,57 +48,12 @@ class ConditionalGAN(keras.Model):
         apart=False,
         **kwargs,
     ):
-        super().__init__(name=kwargs.pop("name", builder), **kwargs)
+        name = kwargs.pop("name", builder)
+        super().__init__(generator, discriminators, ema_generator, first_input="classes", name=name, **kwargs)
         self.builder, self.options, self.loss_kind, self.apart = builder, options, loss, apart
-        self.generator = generator
-        self.sides = tuple(discriminators)
-        for side, discriminator in discriminators.items():
-            setattr(self, f"discriminator_{side}", discriminator)
-        self.ema_generator = ema_generator
         self.latent = generator.inputs[1].shape[-1]
         self.num_classes = generator.inputs[0].shape[-1]
-        self._attentions = [
-            layer
-            for model in (generator, ema_generator)
-            if model is not None
-            for layer in model.layers
-            if isinstance(layer, SelfAttention)
-        ]
-        if ema_generator is not None:
-            ema_generator.set_weights([variable.numpy() for variable in generator.weights])
-            ema_generator.trainable = False
-        for _ in range(15):
-            for layer in self._spectral_layers():
-                vector, kernel = layer.normalized_weights()
-                layer.vector_u.assign(vector)
-                layer.kernel.assign(kernel)
         self._traced_sample = None
-        self.built = True
-
-    @property
-    def discriminators(self) -> dict:
-        return {side: getattr(self, f"discriminator_{side}") for side in self.sides}
-
-    @property
-    def sampling_generator(self) -> keras.Model:
-        """The moving average where there is one, else the generator itself."""
-        return self.ema_generator or self.generator
-
-    @property
-    def num_draws(self) -> int:
-        """Random numbers that each film of an update takes, see `kxray.data.gan_batches`."""
-        return DiffAugment.num_draws
-
-    @property
-    def tau(self) -> float:
-        """How much of its self-attention the generator lets in; NaN where it has none."""
-        return float(self._attentions[0].tau.numpy()) if self._attentions else float("nan")
-
-    def set_tau(self, tau) -> None:
-        """Sets tau of a model whose tau is scheduled; nothing where it is learned, or there is none."""
-        for layer in self._attentions:
-            if layer.tau_rule == "schedule":
-                layer.tau.assign(tau)
 
     def call(self, inputs, training=False):
         return self.sampling_generator(inputs, training=training)
@@ -180,45 +134,14 @@ class ConditionalGAN(keras.Model):
         """
         if mismatched and self.num_classes == 1:
             raise ValueError("mismatched films need several classes, this GAN has one")
-        super().compile(optimizer=generator_optimizer, jit_compile=False)
-        self.generator_optimizer = self.optimizer
-        if isinstance(self.generator_optimizer, keras.optimizers.LossScaleOptimizer):
-            discriminator_optimizer = keras.optimizers.LossScaleOptimizer(discriminator_optimizer)
-        self.discriminator_optimizer = discriminator_optimizer
-        self.augment = DiffAugment(augment, dtype="float32") if augment else None
-        self.ema_decay, self.r1, self.mismatched, self.accumulate = ema_decay, r1, mismatched, accumulate
-        self.updates = (generator_updates, discriminator_updates)
-        self.generator_optimizer.build(self.generator.trainable_variables)
-        self.discriminator_optimizer.build(self._discriminator_variables())
-
-    def train_step(self, batch):
-        """All discriminator updates of a step, and then its generator updates.
-
-        Args:
-            batch: what `kxray.data.gan_batches` yields.
-
-        Returns:
-            dict of scalars, means over the updates: generator_loss, discriminator_loss, and for every side
-            and head what discriminators say on average of real and generated films.
-        """
-        generator_updates, discriminator_updates = self.updates
-        films = batch["classes"].shape[0]
-        if films is not None and films % self.accumulate:
-            raise ValueError(
-                f"a device's {films} films of a batch do not divide into accumulate={self.accumulate} parts"
-            )
-        logs = []
-        for update in range(discriminator_updates):
-            logs.append(self._update_discriminators(batch, update))
-        for update in range(discriminator_updates, discriminator_updates + generator_updates):
-            logs.append(self._update_generator(batch, update))
-        return _means(logs)
-
-    def without_optimizers(self):
-        """A copy with the same weights and nothing else: what is worth keeping of a finished training."""
-        copy = type(self).from_config(self.get_config())
-        copy.set_weights(self.get_weights())
-        return copy
+        self.r1, self.mismatched = r1, mismatched
+        self.set_training(
+            (generator_optimizer, discriminator_optimizer),
+            augment=augment,
+            ema_decay=ema_decay,
+            accumulate=accumulate,
+            updates=(generator_updates, discriminator_updates),
+        )
 
     def get_config(self):
         return {"builder": self.builder, "options": self.options}
@@ -228,9 +151,6 @@ class ConditionalGAN(keras.Model):
         from kxray.models import build
 
         return build(config["builder"], **config["options"])
-
-    def get_compile_config(self):
-        return None
 
     def _made(self, batch, update, part):
         """dict from side to the films that discriminators see of a part of an update."""
@@ -263,17 +183,14 @@ class ConditionalGAN(keras.Model):
                 # A tape each: devices must add gradients up in one order, and branches of a tape have none.
                 for look in looks:
                     with tf.GradientTape() as tape:
-                        loss, told = look()
+                        loss, scores = look()
                         scaled = self._scaled(loss, self.discriminator_optimizer)
-                    found = _gradients(tape, scaled, discriminator.trainable_variables)
-                    gradients[side] = _added(gradients[side], found)
-                    logs.append({"loss": loss, **{f"{name}_{side}": value for name, value in told.items()}})
-        self.discriminator_optimizer.apply(
-            [slope for side in self.sides for slope in gradients[side]], self._discriminator_variables()
-        )
-        self._project(self._spectral_layers(generator=False))
+                    found = gradients_of(tape, scaled, discriminator.trainable_variables)
+                    gradients[side] = added(gradients[side], found)
+                    logs.append({"loss": loss, **{f"{name}_{side}": value for name, value in scores.items()}})
+        self._apply_to_discriminators(gradients)
         total = tf.add_n([log.pop("loss") for log in logs]) / self.accumulate
-        return {"discriminator_loss": total, **_means(logs)}
+        return {"discriminator_loss": total, **means(logs)}
 
     def _looks(self, discriminator, real, generated):
         """Functions that each give (a part of a discriminator's loss, what it said of the films): eq. (5)."""
@@ -286,11 +203,11 @@ class ConditionalGAN(keras.Model):
 
         def at_films():
             said = scores(films, classes)
-            return self._judged(said, 1.0), _told("real", said)
+            return self._judged(said, 1.0), told("real", said)
 
         def at_made():
             said = scores(made, made_classes)
-            return self._judged(said, 0.0), _told("fake", said)
+            return self._judged(said, 0.0), told("fake", said)
 
         def at_both():
             both = scores(tf.concat([films, made], 0), tf.concat([classes, made_classes], 0))
@@ -298,7 +215,7 @@ class ConditionalGAN(keras.Model):
             said = {head: values[:count] for head, values in both.items()}
             of_made = {head: values[count:] for head, values in both.items()}
             loss = self._judged(said, 1.0) + self._judged(of_made, 0.0)
-            return loss, {**_told("real", said), **_told("fake", of_made)}
+            return loss, {**told("real", said), **told("fake", of_made)}
 
         def at_mismatched():
             said = {"conditional": scores(films, others)["conditional"]}
@@ -326,27 +243,10 @@ class ConditionalGAN(keras.Model):
                 ]
                 loss = tf.add_n([self._judged(heads, 1.0) for heads in said])
                 scaled = self._scaled(loss, self.generator_optimizer)
-            gradients = _added(gradients, _gradients(tape, scaled, variables))
+            gradients = added(gradients, gradients_of(tape, scaled, variables))
             logs.append({"generator_loss": loss})
-        self.generator_optimizer.apply(gradients, variables)
-        self._project(self._spectral_layers(discriminator=False))
-        if self.ema_generator is not None:
-            self._average()
-        return _means(logs)
-
-    def _average(self):
-        # A long memory of random weights is of no use: it grows with the updates.
-        updates = tf.cast(self.generator_optimizer.iterations.value, tf.float32)
-        decay = tf.minimum(self.ema_decay, (1.0 + updates) / (10.0 + updates))
-
-        def follow(average, value):
-            average.assign(decay * average + (1.0 - decay) * value)
-
-        # A tau that is set is set in both.
-        scheduled = {id(layer.tau) for layer in self._attentions if layer.tau_rule == "schedule"}
-        for average, value in zip(self.ema_generator.weights, self.generator.weights, strict=True):
-            if id(value) not in scheduled:
-                _on_every_device([average, value], follow)
+        self._apply_to_generator(gradients)
+        return means(logs)
 
     def _judged(self, said, wanted):
         """The loss of heads that are wanted at 1 or 0: half of what is between the brackets of (5), (6)."""
@@ -368,34 +268,6 @@ class ConditionalGAN(keras.Model):
             return films
         return 2.0 * self.augment((films + 1.0) / 2.0, draws) - 1.0
 
-    def _parts(self, batch):
-        """The films of an update in `accumulate` parts, as slices."""
-        size = tf.shape(batch["classes"])[0] // self.accumulate
-        return [slice(number * size, (number + 1) * size) for number in range(self.accumulate)]
-
-    def _scaled(self, loss, optimizer):
-        # Every device sees its own films of a batch, and gradients are added over devices.
-        loss = loss / (self.accumulate * tf.distribute.get_strategy().num_replicas_in_sync)
-        return optimizer.scale_loss(loss)
-
-    def _discriminator_variables(self):
-        return [variable for model in self.discriminators.values() for variable in model.trainable_variables]
-
-    def _spectral_layers(self, generator=True, discriminator=True):
-        models = [self.generator] * generator + list(self.discriminators.values()) * discriminator
-        return [
-            layer
-            for model in models
-            for layer in model.layers
-            if isinstance(layer, layers.SpectralNormalization)
-        ]
-
-    @staticmethod
-    def _project(wrappers):
-        """Divides kernels by their largest singular value, found by one more power iteration each."""
-        for wrapper in wrappers:
-            _on_every_device([wrapper.kernel, wrapper.vector_u], _divide_by_norm)
-
 
 def latents(seed, count, length) -> np.ndarray:
     """z float32 (count, length) from N(0, 1): row i is a function of (seed, i) alone."""
@@ -408,50 +280,3 @@ def _pyramid(films, sides):
     """dict from side to films of that side, by the mean of squares of pixels."""
     largest = films.shape[1]
     return {side: films if side == largest else ops.average_pool(films, largest // side) for side in sides}
-
-
-def _divide_by_norm(kernel, vector):
-    flat = tf.reshape(kernel, (-1, kernel.shape[-1]))
-    other = tf.math.l2_normalize(tf.matmul(vector, flat, transpose_b=True))
-    new = tf.math.l2_normalize(tf.matmul(other, flat))
-    norm = tf.matmul(tf.matmul(other, flat), new, transpose_b=True)
-    vector.assign(new)
-    kernel.assign(kernel / tf.maximum(tf.reshape(norm, ()), 1e-12))
-
-
-def _on_every_device(variables, change):
-    """Runs `change(*variables)` on each device's copies, which agree; the first of them decides where."""
-    variables = [variable.value for variable in variables]
-    if not (tf.distribute.has_strategy() and tf.distribute.in_cross_replica_context() is False):
-        change(*variables)
-        return
-
-    def merged(strategy, *copies):
-        strategy.extended.update(copies[0], change, args=copies[1:])
-
-    tf.distribute.get_replica_context().merge_call(merged, args=tuple(variables))
-
-
-def _gradients(tape, loss, variables):
-    # A part of a loss may leave out a head, and a slope does not depend on biases.
-    found = tape.gradient(loss, variables)
-    pairs = zip(found, variables, strict=True)
-    return [tf.zeros(variable.shape) if slope is None else slope for slope, variable in pairs]
-
-
-def _added(total, more):
-    if total is None:
-        return more
-    return [one + other for one, other in zip(total, more, strict=True)]
-
-
-def _told(kind, said):
-    return {f"{kind}_{head}": tf.reduce_mean(scores) for head, scores in said.items()}
-
-
-def _means(logs):
-    """Of every number the mean over the logs that have it."""
-    return {
-        name: tf.reduce_mean([log[name] for log in logs if name in log])
-        for name in dict.fromkeys(name for log in logs for name in log)
-    }
