@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 import kxray
+from kxray.spec import DECIDING_TASKS
 from training import scoring
 
 
@@ -51,12 +52,10 @@ class Predictor:
 
 
 def check_classifier(spec, path) -> None:
-    """Raises ValueError for the spec of a generator, which classifies nothing."""
-    if spec.task == "generator":
-        raise ValueError(
-            f"{path}: {spec.name!r} makes films, it classifies none; give a classifier, or make films with "
-            "training.generate"
-        )
+    """Raises ValueError for the spec of a model that makes or changes films, which classifies nothing."""
+    if spec.task not in DECIDING_TASKS:
+        remedy = ", or make films with training.generate" if spec.task == "generator" else ""
+        raise ValueError(f"{path}: {spec.name!r} makes films, it classifies none; give a classifier{remedy}")
 
 
 def _find(path):

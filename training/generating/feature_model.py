@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from kxray.io.files import replacing, write_whole
+from kxray.spec import DECIDING_TASKS
 
 _BATCH = 64
 
@@ -34,7 +35,7 @@ class FeatureModel:
     """
 
     def __init__(self, model, spec, labels=None):
-        if spec.task == "generator":
+        if spec.task not in DECIDING_TASKS:
             raise ValueError(f"{spec.name} makes films and does not tell them apart; give a classifier's run")
         self.model, self.spec = model, spec
         self.labels = spec.labels if labels is None else tuple(labels)
