@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from kxray.io import encode_png16
+from kxray.io.marks import SYNTHETIC_TEXTS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +86,64 @@ class GeneratedFilm:
     def png(self) -> bytes:
         """The film as 16-bit PNG with its texts."""
         return encode_png16(self.pixels, self.texts)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Counterfactual:
+    """What would have to change in a film for the model to say something else.
+
+    All films are as the network takes them, whatever the size of the film that was sent: h x w pixels.
+
+    Attributes:
+        film: float32 (h, w) in [0, 1], bone bright: what the network saw.
+        counterfactual: float32 (h, w) in [0, 1]: that film, changed. It is synthetic, and may show a patient.
+        difference: float32 (h, w), signed: counterfactual - film.
+        mask: float32 (h, w) in [0, 1], where the generator wanted to change the film.
+        heatmap: float32 (h, w), 0 or more: mask * |residual|.
+        target: what the model was to say, for example "no Effusion".
+        reached: whether it says so of the counterfactual.
+        prediction: its answer to the film.
+        probabilities_after: of the counterfactual, by label, in the model's order.
+    """
+
+    film: np.ndarray
+    counterfactual: np.ndarray
+    difference: np.ndarray
+    mask: np.ndarray
+    heatmap: np.ndarray
+    target: str
+    reached: bool
+    prediction: Prediction
+    probabilities_after: Mapping[str, float]
+
+    @property
+    def label(self) -> str:
+        """The label that the target is about."""
+        labels = self.probabilities_after
+        return self.target if self.target in labels else self.target.removeprefix("no ")
+
+    def along(self, steps=5) -> tuple[np.ndarray, np.ndarray]:
+        """Films on the way there.
+
+        Returns:
+            t float32 (steps,), evenly from 0 to 1; film + t * difference, float32 (steps, h, w) in [0, 1].
+        """
+        places = np.linspace(0, 1, steps, dtype=np.float32)
+        return places, np.clip(self.film + places[:, None, None] * self.difference, 0, 1)
+
+    @property
+    def texts(self) -> dict[str, str]:
+        """What a file of it must say, by keyword of a PNG text: that it is synthetic, and of what."""
+        return {
+            **SYNTHETIC_TEXTS,
+            "Comment": "A film that a model changed; it may show a patient. Not for diagnosis.",
+            "Condition": self.target,
+            "Served": f"{self.prediction.model} version {self.prediction.model_version}",
+        }
+
+    def png(self) -> bytes:
+        """The counterfactual as 16-bit PNG with its texts."""
+        return encode_png16(self.counterfactual, self.texts)
 
 
 @dataclasses.dataclass(frozen=True)

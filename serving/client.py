@@ -10,6 +10,9 @@
     with Client("localhost:8500", model="chest_gan") as client:
         films = client.generate("Nodule", count=4, seed=0)  # of a model that makes films
 
+    with Client("localhost:8500", model="chest_counterfactuals") as client:
+        answer = client.counterfactual("film.dcm", "no Effusion")  # .counterfactual .difference .reached
+
 Any film that kxray.read_image reads is decoded here and sent as lossless 16-bit PNG. Importing this module
 imports neither TensorFlow nor Keras; the first call imports the stubs of tensorflow-serving-api, and
 TensorFlow with them.
@@ -26,7 +29,18 @@ import numpy as np
 from kxray.io import Film, encode_png16, read_image
 from kxray.io.marks import png_texts
 from kxray.spec import ModelSpec
-from serving.answers import Explanation, GeneratedFilm, Prediction, VersionStatus
+from serving.answers import Counterfactual, Explanation, GeneratedFilm, Prediction, VersionStatus
+from serving.errors import (  # noqa: F401
+    DeadlineExceeded,
+    InvalidFilm,
+    InvalidRequest,
+    ModelNotFound,
+    ServerBusy,
+    ServerUnavailable,
+    ServingError,
+    SignatureNotFound,
+    of_status,
+)
 
 DEFAULT_MODEL = "view_classifier"
 _MAX_MESSAGE_BYTES = 256 << 20
@@ -34,58 +48,15 @@ _MAX_BATCH_FILMS, _MAX_BATCH_BYTES = 16, 64 << 20
 _FIRST_BACKOFF_SECONDS, _MAX_BACKOFF_SECONDS = 0.1, 2.0
 _PREDICTED = -1
 _EXPLAIN, _GENERATE, _GENERATOR = "explain", "generate", "generator"
+_COUNTERFACTUAL = "counterfactual"
 _LARGEST_SEED = 2**63 - 1
 # Outputs of an explanation that have an attribute of their own.
 _NAMED = {
     *("probabilities", "label", "decision", "heatmap", "explained_label"),
     *("stage_names", "relevance_weights", "stage_maps"),
 }
-
-
-class ServingError(RuntimeError):
-    """A request that was not answered. `code` is the gRPC status name; empty when found before sending."""
-
-    def __init__(self, message: str, code: str = ""):
-        super().__init__(message)
-        self.code = code
-
-
-class InvalidFilm(ServingError):
-    """An array that is no film; found before anything was sent."""
-
-
-class InvalidRequest(ServingError):
-    """The server refused the request: a film, an input or a label that the model does not take."""
-
-
-class ModelNotFound(ServingError):
-    """The server has no such model, version or version label."""
-
-
-class SignatureNotFound(ServingError):
-    """The model has no such signature, for example an explanation method it was not exported with."""
-
-
-class ServerUnavailable(ServingError):
-    """Nobody answered at the address, after all retries."""
-
-
-class ServerBusy(ServingError):
-    """The server's queue is full, or a message is larger than it takes."""
-
-
-class DeadlineExceeded(ServingError):
-    """The answer did not come in time."""
-
-
-_ERRORS = {
-    "INVALID_ARGUMENT": InvalidRequest,
-    "NOT_FOUND": ModelNotFound,
-    "FAILED_PRECONDITION": SignatureNotFound,
-    "UNAVAILABLE": ServerUnavailable,
-    "RESOURCE_EXHAUSTED": ServerBusy,
-    "DEADLINE_EXCEEDED": DeadlineExceeded,
-}
+# Those of a counterfactual that its answer holds as they are.
+_CHANGED = ("film", "counterfactual", "difference", "mask", "heatmap")
 
 
 class Client:
@@ -152,6 +123,8 @@ class Client:
         Raises:
             SignatureNotFound: the model was not exported with that method; the message lists those it has.
         """
+        if method == _COUNTERFACTUAL:
+            raise InvalidRequest("counterfactuals are made for a target; ask for them with `counterfactual`")
         signature_name = f"{_EXPLAIN}_{method}" if method else _EXPLAIN
 
         def ask():
@@ -180,6 +153,51 @@ class Client:
 
         encoded = _encode(film)
         return self._across_reload(ask)
+
+    def counterfactual(self, film, target: str | None = None) -> Counterfactual:
+        """Asks what would have to change in a film for the model to say something else.
+
+        Args:
+            film: as `predict`.
+            target: what it is to say, one of `targets()`; by default the opposite of what it says of the
+                film: that its most probable label is absent, or of exclusive labels the next one.
+
+        Raises:
+            InvalidRequest: an unknown target.
+            SignatureNotFound: the model was exported without a counterfactual GAN.
+        """
+
+        def ask():
+            self._check_classifies()
+            wanted = _PREDICTED if target is None else self._target_index(target)
+            inputs = {"image_bytes": [encoded], "label": np.array([wanted], np.int32)}
+            try:
+                version, outputs = self._run(f"{_EXPLAIN}_{_COUNTERFACTUAL}", inputs)
+            except SignatureNotFound as error:
+                raise self._without_counterfactuals(error) from None
+            reached_for = outputs["explained_label"][0].decode()
+            if target not in (None, reached_for):
+                raise ModelNotFound(f"version {version} has its targets in another order")
+            prediction = self._predictions(version, outputs)[0]
+            after = map(float, outputs["probabilities_after"][0])
+            return Counterfactual(
+                **{name: outputs[name][0] for name in _CHANGED},
+                target=reached_for,
+                reached=bool(outputs["reached"][0]),
+                prediction=prediction,
+                probabilities_after=dict(zip(prediction.probabilities, after, strict=True)),
+            )
+
+        encoded = _encode(film)
+        return self._across_reload(ask)
+
+    def targets(self) -> tuple[str, ...]:
+        """What `counterfactual` can be asked for. SignatureNotFound where the model makes none."""
+        try:
+            _, outputs = self._run("describe", {}, output_filter=["counterfactual_targets"])
+        except InvalidRequest as error:  # it describes itself without targets
+            raise self._without_counterfactuals(error) from None
+        return tuple(name.decode() for name in outputs["counterfactual_targets"][0])
 
     def generate(self, label: str, count: int = 1, seed: int = 0) -> list[GeneratedFilm]:
         """Makes films of a class, with a model that makes films.
@@ -232,9 +250,8 @@ class Client:
         signatures = get_model_metadata_pb2.SignatureDefMap()
         response.metadata["signature_def"].Unpack(signatures)
         prefix = f"{_EXPLAIN}_"
-        return tuple(
-            sorted(name.removeprefix(prefix) for name in signatures.signature_def if name.startswith(prefix))
-        )
+        named = {name.removeprefix(prefix) for name in signatures.signature_def if name.startswith(prefix)}
+        return tuple(sorted(named - {_COUNTERFACTUAL}))
 
     def describe(self) -> ModelSpec:
         """The spec of the version that answers, remembered by version."""
@@ -263,6 +280,12 @@ class Client:
         wanted = f"explanation method {method!r}" if method else "explanations"
         return SignatureNotFound(
             f"model {self.model!r} was exported without {wanted}; it has: {known}", error.code
+        )
+
+    def _without_counterfactuals(self, error):
+        return SignatureNotFound(
+            f"model {self.model!r} makes no counterfactuals: it was exported without a counterfactual GAN",
+            error.code,
         )
 
     def _predict_encoded(self, batch):
@@ -313,6 +336,12 @@ class Client:
             raise InvalidRequest(f"unknown label {label!r}; the model has: {', '.join(labels)}")
         return labels.index(label)
 
+    def _target_index(self, target):
+        targets = self.targets()
+        if target not in targets:
+            raise InvalidRequest(f"unknown target {target!r}; the model has: {', '.join(targets)}")
+        return targets.index(target)
+
     def _describe(self, version):
         version, outputs = self._run("describe", {}, version, output_filter=["spec"])
         if version not in self._specs:
@@ -351,7 +380,7 @@ class Client:
             try:
                 return call(request, timeout=max(0.0, until - time.monotonic()))
             except grpc.RpcError as error:
-                failure = _error(error.code().name, error.details() or "", self.address, self.timeout)
+                failure = of_status(error.code().name, error.details() or "", self.address, self.timeout)
                 if not isinstance(failure, ServerUnavailable) or time.monotonic() + pause >= until:
                     raise failure from error
             time.sleep(pause * random.uniform(0.75, 1.25))
@@ -387,17 +416,6 @@ def _channel_options():
         # Films are patient data: they go straight to the server, never through a proxy of the environment.
         ("grpc.enable_http_proxy", 0),
     ]
-
-
-def _error(code, details, address, timeout):
-    details = " ".join(details.split())
-    if code == "UNAVAILABLE":
-        return ServerUnavailable(f"no answer from {address} within {timeout:g} s of trying: {details}", code)
-    if code == "DEADLINE_EXCEEDED":
-        return DeadlineExceeded(f"no answer from {address} within {timeout:g} s", code)
-    if code == "FAILED_PRECONDITION" and "signature" not in details:
-        return ServingError(details, code)
-    return _ERRORS.get(code, ServingError)(details or code, code)
 
 
 def _encode(film) -> bytes:

@@ -1,4 +1,5 @@
-"""The shell side of serving.client: `predict`, `generate`, `describe`, `methods`, `status`."""
+"""The shell side of serving.client: `predict`, `counterfactual`, `generate`, `describe`, `methods`,
+`targets`, `status`."""
 
 import dataclasses
 import functools
@@ -106,6 +107,62 @@ def predict(client, as_json, films, picture, method, label):
 
 
 @main.command()
+@click.argument("path", metavar="FILM", type=click.Path())
+@click.option(
+    "--target",
+    help="What the model is to say, one of `targets`; by default the opposite of what it says of the film.",
+)
+@click.option("--out", "picture", required=True, type=click.Path(), help="Save the strip as this PNG.")
+@click.option(
+    "--steps",
+    type=click.IntRange(0, 16),
+    default=5,
+    show_default=True,
+    help="Films between film and counterfactual, both included, each asked about; 0: none.",
+)
+@asking
+def counterfactual(client, as_json, path, target, picture, steps):
+    """Shows what would have to change in FILM for the model to say something else.
+
+    \b
+    counterfactual film.dcm --model chest_counterfactuals --target "no Effusion" --out strip.png
+
+    The strip shows the film as the network takes it, the counterfactual, their difference over the film (red
+    where the counterfactual is brighter, blue where it is darker), and the mask of what the generator wanted
+    to change; below, the films film + t * difference for t from 0 to 1, each with what the model says of it.
+    A counterfactual shows what the model looks at, not how the patient would be.
+    """
+    film = read_image(path)
+    answer = client.counterfactual(film, target)
+    places, films = answer.along(steps)
+    said = [prediction.probabilities for prediction in client.predict_batch(list(films))]
+    strip = explanation_picture.draw_counterfactual(
+        film.pixels, answer, list(zip(places, films, said, strict=True))
+    )
+    texts = {**answer.texts, "Description": explanation_picture.describe_counterfactual(answer)}
+    _write_picture(strip, texts, picture)
+    prediction, label = answer.prediction, answer.label
+    if as_json:
+        facts = {"path": path, "target": answer.target, "reached": answer.reached}
+        after = {"probabilities_after": answer.probabilities_after}
+        click.echo(json.dumps(facts | dataclasses.asdict(prediction) | after))
+        return
+    click.echo(
+        f"{path}: {answer.target} {'reached' if answer.reached else 'not reached'}  {label} "
+        f"{prediction.probabilities[label]:.4f} -> {answer.probabilities_after[label]:.4f}  "
+        f"{prediction.model} version {prediction.model_version}"
+    )
+
+
+@main.command()
+@asking
+def targets(client, as_json):
+    """Prints what `counterfactual` can be asked for, one a line."""
+    known = client.targets()
+    click.echo(json.dumps(known) if as_json else "\n".join(known))
+
+
+@main.command()
 @click.option("--class", "label", required=True, help="One of the labels of `describe`.")
 @click.option("--count", type=click.IntRange(1), default=1, show_default=True, help="Films to make.")
 @click.option(
@@ -180,19 +237,26 @@ def _print(path, prediction, as_json):
 
 
 def _save(film, explanation, picture):
+    prediction = explanation.prediction
+    texts = {
+        "Description": explanation_picture.describe(explanation),
+        "Software": f"{prediction.model} version {prediction.model_version}",
+    }
+    _write_picture(explanation_picture.draw(film.pixels, explanation), texts, picture)
+
+
+def _write_picture(drawn, texts, path):
     from PIL.PngImagePlugin import PngInfo
 
     facts = PngInfo()
-    facts.add_text("Description", explanation_picture.describe(explanation))
-    facts.add_text(
-        "Software", f"{explanation.prediction.model} version {explanation.prediction.model_version}"
-    )
+    for keyword, text in texts.items():
+        facts.add_text(keyword, text)
     png = io.BytesIO()
-    explanation_picture.draw(film.pixels, explanation).save(png, "PNG", pnginfo=facts)
+    drawn.save(png, "PNG", pnginfo=facts)
     try:
-        write_whole(picture, png.getvalue())
+        write_whole(path, png.getvalue())
     except OSError as error:  # it names the temporary file
-        raise OSError(error.errno, error.strerror, picture) from None
+        raise OSError(error.errno, error.strerror, path) from None
 
 
 def _fail(error):

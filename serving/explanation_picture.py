@@ -1,4 +1,4 @@
-"""An explanation as one picture: the map over its film, and beside it the map of every stage."""
+"""An explanation as one picture: the map over its film, the maps of every stage, or the film changed."""
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -45,6 +45,66 @@ def draw(pixels, explanation) -> Image.Image:
     return _row([*captions, "for: +full\nagainst: -full"], [*pictures, _colour_bar(film.shape[0])])
 
 
+def draw_counterfactual(pixels, answer, along=()) -> Image.Image:
+    """Draws a counterfactual as a strip: film, counterfactual, difference, mask; and the way between.
+
+    The difference lies over the film, red where the counterfactual is brighter and blue where it is darker,
+    with full colour from the 99.5th percentile of its absolute values on. The mask is white where it is 1.
+
+    Args:
+        pixels: float (H, W), the film that was sent: all panels have its proportions.
+        answer: a serving.client.Counterfactual.
+        along: (t, film (h, w), probability by label) of each film on the way from film to counterfactual,
+            for a second row.
+
+    Returns:
+        RGB image; panels have at least 320 and at most 1,024 pixels on the longer side.
+    """
+    label, before, after = answer.label, answer.prediction.probabilities, answer.probabilities_after
+
+    def panel(values):
+        return _resized(values, np.shape(pixels), max(answer.film.shape))
+
+    def grey(values):
+        return overlay(panel(values), np.zeros((1, 1)))
+
+    full = _full_of(answer.difference)
+    difference = overlay(panel(answer.film), np.clip(answer.difference, -full, full))
+    panels = {
+        f"film\n{label}: {before[label]:.3f}": grey(answer.film),
+        f"asked for: {answer.target}\n{label}: {after[label]:.3f}, {_told(answer)}": grey(
+            answer.counterfactual
+        ),
+        f"difference\nfull colour: {full:.3g}": difference,
+        "brighter: +full\ndarker: -full": _colour_bar(difference.shape[0]),
+        f"mask\nmean: {answer.mask.mean():.3g}": grey(answer.mask),
+    }
+    rows = [_row(list(panels), list(panels.values()))]
+    if along:
+        captions = [f"t = {t:.2f}\n{label}: {said[label]:.3f}" for t, _, said in along]
+        rows.append(_row(captions, [grey(film) for _, film, _ in along]))
+    sheet = Image.new("RGB", (max(row.width for row in rows), sum(row.height for row in rows)))
+    top = 0
+    for row in rows:
+        sheet.paste(row, (0, top))
+        top += row.height
+    return sheet
+
+
+def describe_counterfactual(answer) -> str:
+    """What `draw_counterfactual` shows, in one line."""
+    before, after = answer.prediction.probabilities[answer.label], answer.probabilities_after[answer.label]
+    return (
+        f"counterfactual for {answer.target}, {_told(answer)}; {answer.label} {before:.6g} -> {after:.6g}; "
+        f"difference brighter (red) and darker (blue), mean absolute {np.abs(answer.difference).mean():.6g}, "
+        f"full colour from {_full_of(answer.difference):.6g}; mean mask {answer.mask.mean():.6g}"
+    )
+
+
+def _told(answer):
+    return "reached" if answer.reached else "not reached"
+
+
 def describe(explanation) -> str:
     """What `draw` shows, in one line: the label, the peaks that full colour stands for, weights, the box."""
     whole = f"for (red) and against (blue) {explanation.explained_label}; peak {_peak(explanation.heatmap)}"
@@ -77,9 +137,13 @@ def _draw_box(picture, box):
 
 
 def _full_colour(explanation):
-    absolute = np.abs(explanation.heatmap)
+    return _full_of(explanation.heatmap) if explanation.pixelwise else np.abs(explanation.heatmap).max()
+
+
+def _full_of(values):
+    absolute = np.abs(values)
     # 0 where nearly all of a map is silent.
-    return (explanation.pixelwise and np.percentile(absolute, _PERCENTILE)) or absolute.max()
+    return np.percentile(absolute, _PERCENTILE) or absolute.max()
 
 
 def _peak(values):
@@ -87,10 +151,14 @@ def _peak(values):
 
 
 def _panel_film(pixels):
-    longer = max(pixels.shape)
-    scale = np.clip(longer, _MIN_PANEL, _MAX_PANEL) / longer
-    height, width = (max(1, round(side * scale)) for side in pixels.shape)
-    resized = Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR)
+    return _resized(pixels, pixels.shape, max(pixels.shape))
+
+
+def _resized(values, proportions, longer):
+    """Values (h, w) with the proportions of a film and about `longer` pixels on the longer side."""
+    scale = np.clip(longer, _MIN_PANEL, _MAX_PANEL) / max(proportions)
+    height, width = (max(1, round(side * scale)) for side in proportions)
+    resized = Image.fromarray(values).resize((width, height), Image.Resampling.BILINEAR)
     return np.clip(np.asarray(resized), 0, 1)
 
 

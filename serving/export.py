@@ -5,7 +5,8 @@
 Unless told otherwise it exports the explanations that suit the model (`kxray.explain.default_methods`):
 evidence where it attends to diseases or aligns its films, else multiscale_cam where its stages vote through
 a LayerRelevance layer; and grad_cam. A generator is exported with `generate`: a class and a seed in, films
-out.
+out. A counterfactual GAN is exported with its classifier, whose signatures it gets, and
+`explain_counterfactual`: a film and a target in, the changed film out.
 """
 
 import contextlib
@@ -20,18 +21,11 @@ from pathlib import Path
 import click
 
 from kxray.io.files import check_exportable
+from kxray.spec import DECIDING_TASKS
 from serving import methods
 from serving.shell import import_tensorflow_quietly, one_line
 
-# Largest difference between a served number and the Keras model's, by the coarsest type that its layers
-# compute in: graph optimisation joins operations, which rounds half-precision numbers at other places. Of a
-# probability; of a map, whose scale is the model's own, as a share of its norm.
-TOLERANCE = {"float32": 1e-5, "float16": 1e-3, "bfloat16": 1e-2}
-# A gradient jumps where rounding takes a ReLU over 0, as it does somewhere in a deep network. So a map may
-# also differ by this many times what it moves when the film moves by a tenth of the tolerance, up to a share
-# of its norm beyond which it says nothing.
-_TIMES_MOVED, _NOISE_SHARE = 10, 0.5
-GENERATOR = "generator"
+GENERATOR, COUNTERFACTUAL = "generator", "counterfactual"
 # A name that is not a number is no version to TensorFlow Serving's watcher.
 _UNFINISHED = ".export-"
 _ABANDONED_SECONDS = 3600
@@ -57,35 +51,36 @@ def export(run, to, explain=None) -> Path:
     import kxray
 
     model, spec = kxray.load(run)
-    return export_model(model, spec, to, explain)
+    classifier = None
+    if spec.task == COUNTERFACTUAL:
+        model, spec, *classifier = kxray.models.load_counterfactual(run)
+    return export_model(model, spec, to, explain, classifier)
 
 
-def export_model(model, spec, to, explain=None) -> Path:
+def export_model(model, spec, to, explain=None, classifier=None) -> Path:
     """Exports a model in memory; see `export`.
 
     Args:
         model: functional keras.Model from (N, height, width, 1) to the units of `spec.task`; of the task
-            "generator" what `kxray.models.build("attention_cgan" | "cdcgan", ...)` makes.
+            "generator" what `kxray.models.build("attention_cgan" | "cdcgan", ...)` makes; of the task
+            "counterfactual" what `kxray.models.build("counterfactual_gan", ...)` makes.
         spec: kxray.ModelSpec.
         to: the model's folder.
         explain: explanation methods; see `export`. A generator has none.
+        classifier: of the task "counterfactual" the classifier that it explains, (keras.Model, its spec).
 
     Returns:
-        The version's folder. Its `assets.extra` holds spec.json and the warm-up requests.
+        The version's folder. Its `assets.extra` holds spec.json (the classifier's, where there is one) and
+        the warm-up requests.
 
     Raises:
         ValueError: the model does not fit the spec or a method, or the written SavedModel does not repeat
-            its probabilities and maps to 1e-5 (see TOLERANCE); nothing is left behind then. Maps of a deep
-            network that jump under rounding (gradients, lrp) are compared by how far they jump.
+            its probabilities, films and maps to 1e-5 (see serving.verifying.TOLERANCE); nothing is left
+            behind then. Maps of a deep network that jump under rounding (gradients, lrp) are compared by how
+            far they jump.
     """
     check_exportable(to)
-    if spec.task == GENERATOR:
-        signatures = _generator_signatures(model, spec, explain)
-    else:
-        from kxray.explain import default_methods
-
-        explain = methods.parse(default_methods(model) if explain is None else explain)
-        signatures = _signatures(model, spec, explain)
+    signatures, told, checks = _planned(model, spec, explain, classifier)
     # Traced before anything is written: a method may refuse a model only then.
     archive = _archive(signatures)
     to = Path(to)
@@ -93,11 +88,8 @@ def export_model(model, spec, to, explain=None) -> Path:
     _remove_abandoned(to)
     unfinished = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=to))
     try:
-        _write(archive, signatures, spec, unfinished, to.name)
-        if spec.task == GENERATOR:
-            _verify_generator(model, spec, unfinished)
-        else:
-            _verify(model, spec, explain, unfinished)
+        _write(archive, signatures, told, unfinished, to.name)
+        _verify(checks, unfinished)
         unfinished.chmod(0o755)
         return _publish(unfinished, to)
     except BaseException:
@@ -120,11 +112,39 @@ def _remove_abandoned(to):
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def _signatures(model, spec, explain):
-    """The signatures to write; ValueError unless model, spec and methods fit each other."""
-    from kxray.explain.graph import require_functional
-    from serving import graph
+def _planned(model, spec, explain, classifier):
+    """Signatures, the spec that the SavedModel tells, and what checks the signatures once they are written.
 
+    ValueError unless models, specs and methods fit each other.
+    """
+    from kxray.explain import default_methods
+    from serving import counterfactual, generator, graph, verifying
+
+    if spec.task == GENERATOR:
+        _check_generator(model, spec, explain)
+        checks = [functools.partial(verifying.verify_generator, model, spec)]
+        return generator.endpoints(model, spec), spec, checks
+    gan = ()
+    if spec.task == COUNTERFACTUAL:
+        _check_counterfactual(model, spec, classifier)
+        gan, (model, spec) = (model, spec), classifier
+    _check_classifier(model, spec)
+    explain = methods.parse(default_methods(model) if explain is None else explain)
+    checks = [functools.partial(verifying.verify_classifier, model, spec, explain)]
+    if not gan:
+        return graph.endpoints(model, spec, explain), spec, checks
+    checks.append(functools.partial(verifying.verify_counterfactual, *gan, model, spec))
+    return counterfactual.endpoints(*gan, model, spec, explain), spec, checks
+
+
+def _check_classifier(model, spec):
+    from kxray.explain.graph import require_functional
+
+    if spec.task not in DECIDING_TASKS:
+        raise ValueError(
+            f"{spec.name!r} classifies nothing (task {spec.task}), and nothing of it is served; export a "
+            "classifier, a generator or a counterfactual GAN"
+        )
     require_functional(model)
     expected_input = (None, *spec.image_size, 1)
     expected_units = 1 if spec.task == "binary" else spec.num_labels
@@ -136,13 +156,9 @@ def _signatures(model, spec, explain):
             f"a {spec.task} model of {spec.num_labels} labels has {expected_units} output units, "
             f"model {model.name!r} has {got_units}"
         )
-    return graph.endpoints(model, spec, explain)
 
 
-def _generator_signatures(gan, spec, explain):
-    """The signatures of a generator; ValueError unless it fits its spec."""
-    from serving import generator
-
+def _check_generator(gan, spec, explain):
     if explain:
         raise ValueError(
             f"{spec.name!r} makes films, there is nothing to explain; export it without --explain"
@@ -153,7 +169,23 @@ def _generator_signatures(gan, spec, explain):
             f"the spec says films of {spec.image_size} of {spec.num_labels} classes, model {gan.name!r} "
             f"makes films of {max(sides, default='no')} pixels of {classes} classes"
         )
-    return generator.endpoints(gan, spec)
+
+
+def _check_counterfactual(gan, spec, classifier):
+    if classifier is None:
+        raise ValueError(f"{spec.name!r} is served with the classifier that it explains; give both")
+    classifier_spec = classifier[1]
+    side, targets = getattr(gan, "side", None), getattr(gan, "num_targets", None)
+    if (side, side) != spec.image_size or targets != spec.num_labels:
+        raise ValueError(
+            f"the spec says films of {spec.image_size} and {spec.num_labels} targets, model {gan.name!r} "
+            f"changes films of {side} pixels to {targets} targets"
+        )
+    if classifier_spec.image_size != spec.image_size:
+        raise ValueError(
+            f"{spec.name!r} changes films of {spec.image_size}, classifier {classifier_spec.name!r} takes "
+            f"{classifier_spec.image_size}"
+        )
 
 
 def _archive(signatures):
@@ -176,154 +208,13 @@ def _write(archive, signatures, spec, folder, name):
     warmup.write(extra / warmup.FILE_NAME, name, signatures)
 
 
-def _verify(model, spec, explain, folder):
+def _verify(checks, folder):
     """Reloads the SavedModel, replays its warm-up and compares its numbers with the Keras model's."""
-    import tensorflow as tf
+    from serving import verifying
 
-    from kxray.layers.film_input import film_input
-    from serving import warmup
-
-    pixels = warmup.example_pixels(150, 130)[None, ..., None]
-    png = tf.io.encode_png(tf.constant((pixels[0] * 65535).round().astype("uint16")))
-    images = film_input(spec)(pixels)
-    tolerance = _tolerance(model)
-    expected = _expected_probabilities(model, spec, images, tolerance)
-    signatures = tf.saved_model.load(str(folder)).signatures
-    answers = {
-        "predict_pixels": signatures["predict_pixels"](pixels=tf.constant(pixels)),
-        "serving_default": signatures["serving_default"](image_bytes=png[None]),
-    }
-    # Not -1: where two labels are nearly tied, rounding may predict either.
-    labels = [0, spec.num_labels - 1]
-    for method, options in explain.items():
-        name = f"explain_{method}"
-        answers[name] = signatures[name](image_bytes=tf.stack([png, png]), label=tf.constant(labels))
-        expected_maps = functools.partial(_expected_maps, model, spec, labels, method, options)
-        _compare_maps(name, answers[name]["heatmap"].numpy(), expected_maps, images, tolerance)
-    for name, outputs in answers.items():
-        _compare(name, outputs["probabilities"], expected, tolerance)
-    _replay_warmup(signatures, folder)
-
-
-def _verify_generator(gan, spec, folder):
-    """Reloads the SavedModel, replays its warm-up and compares its films with those of `gan.sample`."""
-    import numpy as np
-    import tensorflow as tf
-
-    tolerance = _tolerance(gan.sampling_generator)
-    signatures = tf.saved_model.load(str(folder)).signatures
-    labels, seeds = [0, spec.num_labels - 1], [0, 7]
-    samples = [gan.sample([label], seed=seed) for label, seed in zip(labels, seeds, strict=True)]
-    if not all(np.isfinite(film).all() for films in samples for film in films.values()):
-        raise ValueError(f"model {gan.name!r} makes films that are not finite; nothing was written")
-    for name in ("serving_default", "generate"):
-        answer = signatures[name](label=tf.constant(labels), seed=tf.constant(seeds, tf.int64))
-        for side in gan.sides:
-            expected = np.concatenate([films[side] for films in samples])
-            output = "films" if side == max(gan.sides) else f"film_{side}"
-            _compare(name, answer[output], expected, tolerance)
-        decoded = [tf.io.decode_png(film, dtype=tf.uint16) for film in answer["film_bytes"]]
-        pixels = np.stack([film.numpy() for film in decoded]) / 65535
-        _compare(name, pixels, answer["films"], 1e-5)
-    _replay_warmup(signatures, folder)
-
-
-def _tolerance(model):
-    computed_in = {layer.compute_dtype for layer in model.layers}
-    return max(TOLERANCE.get(dtype, TOLERANCE["float32"]) for dtype in computed_in)
-
-
-def _replay_warmup(signatures, folder):
-    import tensorflow as tf
-
-    from serving import warmup
-
-    for request in warmup.read(folder / "assets.extra" / warmup.FILE_NAME):
-        inputs = {key: tf.constant(tf.make_ndarray(value)) for key, value in request.inputs.items()}
-        signatures[request.model_spec.signature_name](**inputs)
-
-
-def _expected_probabilities(model, spec, images, tolerance):
-    """What the Keras model itself says, float32 (N, L); ValueError where its last activation is another."""
-    import numpy as np
-    import tensorflow as tf
-
-    from kxray.explain.head import with_logits
-
-    logits, last = with_logits(model, model.outputs[0])(images)
-    activate = tf.nn.softmax if spec.task == "multiclass" else tf.sigmoid
-    if _far(activate(logits), last, tolerance) and _far(logits, last, tolerance):
-        raise ValueError(
-            f"model {model.name!r} ends neither in logits nor in the {activate.__name__} of {spec.task}"
-        )
-    expected = activate(logits / spec.temperature).numpy()
-    return np.concatenate([1 - expected, expected], axis=-1) if spec.task == "binary" else expected
-
-
-def _expected_maps(model, spec, labels, method, options, images):
-    """The maps of the Keras model for one film and each of `labels`, float32 (len(labels), h, w)."""
-    import numpy as np
-    import tensorflow as tf
-
-    from kxray.explain import attribute, binary_explainer
-
-    films = np.repeat(images, len(labels), axis=0)
-    if spec.task != "binary":
-        return attribute(model, films, labels, method, **options).sum(axis=-1)
-    explain = binary_explainer(model, method, **options)
-    return explain(tf.constant(films), tf.constant(labels))["heatmap"].numpy().sum(axis=-1)
-
-
-def _compare(signature_name, got, expected, tolerance):
-    import numpy as np
-
-    if _far(got, expected, tolerance):
-        difference = np.abs(got - expected).max()
-        raise ValueError(
-            f"the exported {signature_name} differs from the Keras model by {difference:.1e}, more than "
-            f"{tolerance:.0e}; nothing was written"
-        )
-
-
-def _compare_maps(signature_name, got, expected_maps, images, tolerance):
-    import numpy as np
-
-    images = np.asarray(images)
-    expected = expected_maps(images)
-    if not np.isfinite(expected).all():
-        raise ValueError(
-            f"{signature_name} is not finite on this model; give it other options. Nothing was written"
-        )
-    difference = _apart(got, expected)
-    if difference <= tolerance:
-        return
-    noise = np.random.default_rng(0).uniform(-0.1, 0.1, images.shape) * tolerance
-    moved = _apart(expected_maps((images + noise).astype("float32")), expected)
-    if moved > _NOISE_SHARE:
-        raise ValueError(
-            f"{signature_name} is rounding noise on this model: a change of {tolerance / 10:.0e} in the film "
-            f"changes the map by {moved:.1g} of its norm; give it other options. Nothing was written"
-        )
-    limit = min(_TIMES_MOVED * max(tolerance, moved), _NOISE_SHARE)
-    if not difference <= limit:
-        raise ValueError(
-            f"the exported {signature_name} differs from the Keras model by {difference:.1e} of its norm, "
-            f"more than {limit:.0e}; nothing was written"
-        )
-
-
-def _apart(got, expected):
-    """The largest difference of a film's maps (N, h, w), as a share of the norm of the expected one."""
-    import numpy as np
-
-    norms = np.linalg.norm(expected, axis=(1, 2))
-    return float((np.linalg.norm(got - expected, axis=(1, 2)) / np.where(norms > 0, norms, 1)).max())
-
-
-def _far(got, expected, tolerance) -> bool:
-    import numpy as np
-
-    return not np.allclose(np.asarray(got), np.asarray(expected), rtol=0, atol=tolerance)
+    signatures = verifying.reload(folder)
+    for check in checks:
+        check(signatures)
 
 
 def _publish(unfinished: Path, to: Path) -> Path:
@@ -358,6 +249,7 @@ def main(run, to, explain):
     export runs/bones --to saved_models/bones --explain rap,lrp:composite=epsilon_plus:canonize=thresh
     export runs/bones --to saved_models/bones --explain integrated_gradients:steps=20:baseline=mean
     export runs/gan --to saved_models/gan
+    export runs/counterfactuals --to saved_models/chest_counterfactuals --explain grad_cam
 
     The methods and their options are those of kxray.explain; a wrong name answers with the list.
     """

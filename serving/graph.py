@@ -1,5 +1,8 @@
 """The graph of a served model: encoded films in, probabilities and maps out. Plain TensorFlow ops only."""
 
+import dataclasses
+from collections.abc import Callable
+
 import tensorflow as tf
 
 from kxray.explain import PREDICTED, binary_explainer, detailed_explainer
@@ -10,13 +13,76 @@ from kxray.layers.film_input import film_input
 from kxray.spec import UNSURE
 from serving.methods import parse, text
 
+# The inputs of signatures that explain.
+FILMS = tf.TensorSpec([None], tf.string, name="image_bytes")
+WANTED = tf.TensorSpec([None], tf.int32, name="label")
 _PNG_SIGNATURE = [0x89, 0x50, 0x4E, 0x47, 0x0D, 0x0A, 0x1A, 0x0A]
 _IHDR = [0x49, 0x48, 0x44, 0x52]
 _HEADER_BYTES = 26
 _PALETTE = 3
 
 
-def endpoints(model, spec, methods):
+@dataclasses.dataclass(frozen=True)
+class Classifier:
+    """What the signatures of a classifier share, as one function each, so that the saved graph holds it once.
+
+    Attributes:
+        network_input: from image_bytes string (N,) to films as the network takes them, float32 (N, h, w, 1),
+            and their own heights and widths, int32 (N, 2).
+        logits: from such films to logits float32 (N, units).
+        answer: from logits to the most probable label, int32 (N,), and the outputs of every prediction.
+    """
+
+    network_input: Callable
+    logits: Callable
+    answer: Callable
+
+
+def classifier(model, spec) -> Classifier:
+    """What the signatures of a classifier share; `model` and `spec` as in `endpoints`."""
+    prepare = film_input(spec)
+    height, width = spec.image_size
+    run = with_logits(model)
+    labels = tf.constant(spec.labels)
+
+    @tf.function(input_signature=[FILMS], autograph=False)
+    def network_input(image_bytes):
+        def read(film):
+            decoded = _decode_film(film[1], film[0])
+            return prepare(decoded[None])[0], tf.shape(decoded)[:2]
+
+        count = tf.shape(image_bytes)[0]
+        with tf.control_dependencies([_require(count > 0, "the batch is empty: send at least one film")]):
+            numbered = (tf.range(count), tf.identity(image_bytes))
+        return tf.map_fn(
+            read,
+            numbered,
+            fn_output_signature=(
+                tf.TensorSpec((height, width, 1), tf.float32),
+                tf.TensorSpec((2,), tf.int32),
+            ),
+            parallel_iterations=4,
+        )
+
+    @tf.function(input_signature=[tf.TensorSpec([None, height, width, 1], tf.float32)], autograph=False)
+    def logits(images):
+        return run(images)[0]
+
+    def answer(logits):
+        probabilities = _probabilities(logits, spec)
+        # Half-precision or saturated probabilities tie where logits do not; an explainer goes by the logits.
+        ranked = tf.concat([-logits, logits], axis=-1) if spec.task == "binary" else logits
+        top = tf.argmax(ranked, axis=-1, output_type=tf.int32)
+        return top, {
+            "probabilities": probabilities,
+            "label": tf.gather(labels, top),
+            "decision": _decision(probabilities, top, labels, spec),
+        }
+
+    return Classifier(network_input, logits, answer)
+
+
+def endpoints(model, spec, methods, shared=None):
     """Builds the serving signatures of a classifier.
 
     Every signature refuses bad input with INVALID_ARGUMENT and one sentence. Outputs are named tensors, batch
@@ -29,6 +95,7 @@ def endpoints(model, spec, methods):
         spec: its kxray.ModelSpec.
         methods: explanation methods (`kxray.explain.METHODS`) with their options, as
             `serving.methods.parse` reads them; the first one also answers as `explain`.
+        shared: `classifier(model, spec)`, where further signatures share it, too.
 
     Returns:
         dict from signature name to (function, its input signature):
@@ -53,51 +120,13 @@ def endpoints(model, spec, methods):
         ValueError: a method that cannot read this model.
     """
     methods = parse(methods)
+    shared = shared or classifier(model, spec)
+    network_input, network, answer = shared.network_input, shared.logits, shared.answer
     prepare = film_input(spec)
     height, width = spec.image_size
-    run = with_logits(model)
     aligns = aligns_films(model)
     labels = tf.constant(spec.labels)
-    films = tf.TensorSpec([None], tf.string, name="image_bytes")
     pixel_batch = tf.TensorSpec([None, None, None, 1], tf.float32, name="pixels")
-    label_batch = tf.TensorSpec([None], tf.int32, name="label")
-
-    # Shared by the signatures as one function each, so that the saved graph holds it once.
-    @tf.function(input_signature=[films], autograph=False)
-    def network_input(image_bytes):
-        """Films as the network takes them, float32 (N, h, w, 1), and their own height and width (N, 2)."""
-
-        def read(film):
-            decoded = _decode_film(film[1], film[0])
-            return prepare(decoded[None])[0], tf.shape(decoded)[:2]
-
-        count = tf.shape(image_bytes)[0]
-        with tf.control_dependencies([_require(count > 0, "the batch is empty: send at least one film")]):
-            numbered = (tf.range(count), tf.identity(image_bytes))
-        return tf.map_fn(
-            read,
-            numbered,
-            fn_output_signature=(
-                tf.TensorSpec((height, width, 1), tf.float32),
-                tf.TensorSpec((2,), tf.int32),
-            ),
-            parallel_iterations=4,
-        )
-
-    @tf.function(input_signature=[tf.TensorSpec([None, height, width, 1], tf.float32)], autograph=False)
-    def network(images):
-        return run(images)[0]
-
-    def answer(logits):
-        probabilities = _probabilities(logits, spec)
-        # Half-precision or saturated probabilities tie where logits do not; an explainer goes by the logits.
-        ranked = tf.concat([-logits, logits], axis=-1) if spec.task == "binary" else logits
-        top = tf.argmax(ranked, axis=-1, output_type=tf.int32)
-        return top, {
-            "probabilities": probabilities,
-            "label": tf.gather(labels, top),
-            "decision": _decision(probabilities, top, labels, spec),
-        }
 
     def serving_default(image_bytes):
         return answer(network(network_input(image_bytes)[0]))[1]
@@ -115,9 +144,9 @@ def endpoints(model, spec, methods):
         build = binary_explainer if spec.task == "binary" else detailed_explainer
         explain_images = build(model, method, **options)
 
-        @tf.function(input_signature=[films, label_batch], autograph=False)
+        @tf.function(input_signature=[FILMS, WANTED], autograph=False)
         def explain(image_bytes, label):
-            with tf.control_dependencies(_label_checks(image_bytes, label, spec)):
+            with tf.control_dependencies(label_checks(image_bytes, label, spec.labels, "the predicted one")):
                 images, sizes = network_input(tf.identity(image_bytes))
             found = dict(explain_images(images, label))
             if "box" in found:
@@ -137,13 +166,13 @@ def endpoints(model, spec, methods):
         }
 
     signatures = {
-        "serving_default": (serving_default, [films]),
+        "serving_default": (serving_default, [FILMS]),
         "predict_pixels": (predict_pixels, [pixel_batch]),
     }
     named = {f"explain_{method}": explain_by(method, options) for method, options in methods.items()}
     first = next(iter(named.values()))
     for name, explanation in {"explain": first, **named}.items():
-        signatures[name] = (_endpoint(explanation), [films, label_batch])
+        signatures[name] = (_endpoint(explanation), [FILMS, WANTED])
     return signatures | {"describe": (describe, [])}
 
 
@@ -259,16 +288,17 @@ def _pixel_checks(pixels):
     ]
 
 
-def _label_checks(image_bytes, label, spec):
+def label_checks(image_bytes, label, names, unnamed):
+    """Checks that there is one label a film, each an index into `names`, or -1, which means `unnamed`."""
     films, wanted = tf.shape(image_bytes)[0], tf.shape(label)[0]
     counts = tf.strings.join(
         ["got ", tf.strings.as_string(wanted), " labels for ", tf.strings.as_string(films), " films"]
     )
-    valid = tf.reduce_all((label >= PREDICTED) & (label < spec.num_labels))
-    named = ", ".join(f"{index} {name}" for index, name in enumerate(spec.labels))
+    valid = tf.reduce_all((label >= PREDICTED) & (label < len(names)))
+    named = ", ".join(f"{index} {name}" for index, name in enumerate(names))
     return [
         _require(tf.equal(films, wanted), counts),
-        _require(valid, f"label must be -1 (the predicted one) or one of: {named}"),
+        _require(valid, f"label must be -1 ({unnamed}) or one of: {named}"),
     ]
 
 

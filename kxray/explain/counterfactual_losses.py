@@ -8,7 +8,11 @@ et al., 2019), GANimation (Pumarola et al., 2018) and GANterfactual (Mertes et a
 import dataclasses
 import math
 
+import numpy as np
 import tensorflow as tf
+
+from kxray.explain.head import with_logits
+from kxray.explain.targets import targets_of
 
 # Thresholds of 0 and 1 have no logit.
 _NEAREST_TO_CERTAIN = 1e-3
@@ -49,6 +53,40 @@ class Weights:
     def total(self, terms):
         """The weighted sum of some of the terms, a dict of scalars or of vectors."""
         return tf.add_n([getattr(self, name) * value for name, value in terms.items()])
+
+
+class CounterfactualLoss:
+    """The terms of the loss that one classifier and the films themselves decide.
+
+    Args:
+        model: functional keras.Model from (N, h, w, 1); nothing of it changes.
+        spec: its kxray.ModelSpec.
+        targets: `kxray.explain.Target`s by number; by default all of the classifier's.
+        weights: `Weights`.
+    """
+
+    def __init__(self, model, spec, targets=None, weights=None):
+        self.spec, self.weights = spec, weights or Weights()
+        self.targets = targets_of(spec) if targets is None else tuple(targets)
+        # A function, not the model: a GAN that is told this would take its layers for its own.
+        self._logits = with_logits(model)
+        self._labels = np.array([target.label for target in self.targets], np.int32)
+        self._present = np.array([target.present for target in self.targets], bool)
+
+    def terms(self, films, changed, masks, targets) -> dict:
+        """The terms of some counterfactuals, film by film.
+
+        Args:
+            films, changed, masks: float32 (N, h, w, 1).
+            targets: int32 (N,), numbers of `targets`.
+
+        Returns:
+            dict of float32 (N,): classifier, keep, proximity, sparsity, variation; see `Weights`.
+        """
+        before = tf.stop_gradient(self._logits(films)[0])
+        labels, present = tf.gather(self._labels, targets), tf.gather(self._present, targets)
+        said = said_losses(self.spec, before, self._logits(changed)[0], labels, present)
+        return said | film_losses(films, changed, masks)
 
 
 def decision_logits(spec, logits):

@@ -22,6 +22,7 @@ __all__ = [
     "load",
     "load_aligner",
     "load_backbone_weights",
+    "load_counterfactual",
     "names",
     "set_masks",
     "weights_digest",
@@ -240,6 +241,39 @@ def load(path):
                 "model.keras and spec.json (an interrupted run gets them with --resume)"
             )
     return _read_keras(model_path), ModelSpec.read(spec_path)
+
+
+def load_counterfactual(path):
+    """Reads a counterfactual GAN with the classifier that it explains.
+
+    Args:
+        path: a run folder of `training.fit counterfactual_gan`, which holds the GAN and, in the folder
+            classifier, a copy of the classifier.
+
+    Returns:
+        (GAN, its kxray.ModelSpec, whose labels are the names of its targets, classifier, its ModelSpec)
+
+    Raises:
+        FileNotFoundError: nothing there, or one of the files is missing.
+        ValueError: a run of something else, or a GAN that does not fit the classifier.
+    """
+    path = Path(path)
+    gan, spec = load(path)
+    if spec.task != "counterfactual":
+        raise ValueError(
+            f"{path}: a run of {spec.name!r}, task {spec.task}; give a run of training.fit counterfactual_gan"
+        )
+    folder = path if path.is_dir() else path.parent
+    try:
+        classifier, classifier_spec = load(folder / "classifier")
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{path}: without the classifier that it explains: {error}") from None
+    if classifier_spec.image_size != spec.image_size:
+        raise ValueError(
+            f"{path}: makes films of {spec.image_size}, its classifier takes {classifier_spec.image_size}; "
+            "the folder classifier is of another run"
+        )
+    return gan, spec, classifier, classifier_spec
 
 
 def load_aligner(path):

@@ -109,9 +109,7 @@ class CounterfactualGAN(AdversarialModel):
         generator_optimizer,
         discriminator_optimizer,
         *,
-        classifier,
-        targets=None,
-        weights=None,
+        loss,
         adversarial="least_squares",
         penalty=10.0,
         mismatched=0.0,
@@ -125,9 +123,7 @@ class CounterfactualGAN(AdversarialModel):
 
         Args:
             generator_optimizer, discriminator_optimizer: keras.optimizers.Optimizer.
-            classifier: (functional keras.Model from (N, s, s, 1), its kxray.ModelSpec); it stays as it is.
-            targets: T `kxray.explain.Target`; by default all of the classifier's.
-            weights: `kxray.explain.counterfactual_losses.Weights`.
+            loss: `kxray.explain.counterfactual_losses.CounterfactualLoss` of the frozen classifier.
             adversarial: "least_squares", or "wgan_gp": Wasserstein distance with the penalty on gradients
                 (Gulrajani et al., 2017), whose norm is over all pixels of a film.
             penalty: its weight.
@@ -139,26 +135,16 @@ class CounterfactualGAN(AdversarialModel):
         Raises:
             ValueError: a classifier of other films, or with another number of targets.
         """
-        from kxray.explain.counterfactual_losses import Weights
-        from kxray.explain.head import with_logits
-        from kxray.explain.targets import targets_of
-
-        model, spec = classifier
-        targets = targets_of(spec) if targets is None else tuple(targets)
-        if tuple(spec.image_size) != (self.side, self.side):
+        if tuple(loss.spec.image_size) != (self.side, self.side):
             raise ValueError(
-                f"the classifier takes films of {'x'.join(map(str, spec.image_size))} pixels, this GAN makes "
-                f"{self.side}x{self.side}"
+                f"the classifier takes films of {'x'.join(map(str, loss.spec.image_size))} pixels, this GAN "
+                f"makes {self.side}x{self.side}"
             )
-        if len(targets) != self.num_targets:
-            raise ValueError(f"this GAN has {self.num_targets} targets, got {len(targets)}")
+        if len(loss.targets) != self.num_targets:
+            raise ValueError(f"this GAN has {self.num_targets} targets, got {len(loss.targets)}")
         if adversarial not in ADVERSARIAL:
             raise ValueError(f"adversarial must be {' or '.join(ADVERSARIAL)}, got {adversarial!r}")
-        self.spec, self.weights_of_terms = spec, weights or Weights()
-        # A function, not the model: Keras would take its layers for this model's own.
-        self.logits_of = with_logits(model)
-        self.target_labels = np.array([target.label for target in targets], np.int32)
-        self.target_present = np.array([target.present for target in targets], bool)
+        self.counterfactual_loss = loss
         self.adversarial, self.penalty, self.mismatched = adversarial, penalty, mismatched
         self._traced_judge = None
         self.set_training(
@@ -213,8 +199,6 @@ class CounterfactualGAN(AdversarialModel):
 
     def _terms(self, generator, batch, *, training, back=None):
         """(counterfactuals of a batch's films, dict of the loss's terms, means over its films)."""
-        from kxray.explain.counterfactual_losses import film_losses, said_losses
-
         films, targets, real = batch["films"], batch["targets"], batch["real"]
         count, condition = tf.shape(films)[0], tf.one_hot(targets, self.num_targets)
         both = generator(
@@ -225,26 +209,18 @@ class CounterfactualGAN(AdversarialModel):
             {name: values[part] for name, values in both.items()}
             for part in (slice(None, count), slice(count, None))
         )
-        terms = said_losses(
-            self.spec,
-            tf.stop_gradient(self.logits_of(films)[0]),
-            self.logits_of(made["film"])[0],
-            tf.gather(self.target_labels, targets),
-            tf.gather(self.target_present, targets),
-        )
+        terms = self.counterfactual_loss.terms(films, made["film"], made["mask"], targets)
         # A mask that is 1 everywhere by construction has nothing to be sparse.
         masked = self.options["attention"] and self.options["residual"]
         unneeded = tf.reduce_mean(kept["mask"]) if masked else 0.0
         terms["identity"] = tf.reduce_mean(tf.abs(kept["film"] - real)) + unneeded
-        terms |= film_losses(films, made["film"], made["mask"])
         if back is not None:
             again = generator(
                 {"film": made["film"], "condition": tf.one_hot(back, self.num_targets)}, training=training
             )
             terms["cycle"] = tf.reduce_mean(tf.abs(again["film"] - films))
         terms = {name: tf.reduce_mean(value) for name, value in terms.items()}
-        weights = self.weights_of_terms
-        return made["film"], {**terms, "objective": weights.total(terms)}
+        return made["film"], {**terms, "objective": self.counterfactual_loss.weights.total(terms)}
 
     def _update_discriminators(self, batch, update):
         discriminator, gradients, logs = self.discriminators[self.side], None, []
@@ -299,7 +275,7 @@ class CounterfactualGAN(AdversarialModel):
 
     def _update_generator(self, batch, update):
         variables, gradients, logs = self.generator.trainable_variables, None, []
-        weights = self.weights_of_terms
+        weights = self.counterfactual_loss.weights
         for part in self._parts(batch):
             own = {name: values[part, update] for name, values in batch.items()}
             condition = tf.one_hot(own["targets"], self.num_targets)

@@ -13,7 +13,7 @@ from keras import layers
 from kxray import models
 from kxray.data import counterfactual_batches
 from kxray.data.pipeline import ArrayInputs
-from kxray.explain.counterfactual_losses import Weights
+from kxray.explain.counterfactual_losses import CounterfactualLoss, Weights
 from kxray.spec import ModelSpec
 
 SIDE, COUNT = 32, 12
@@ -38,9 +38,9 @@ def build(**options):
     return models.build("counterfactual_gan", **{"num_targets": 4, "side": SIDE, "width": 4, **options})
 
 
-def compiled(gan, model=None, **options):
+def compiled(gan, model=None, weights=None, **options):
     optimizers = keras.optimizers.Adam(1e-3, 0.5), keras.optimizers.Adam(1e-3, 0.5)
-    gan.compile(*optimizers, classifier=(model or classifier(), SPEC), **options)
+    gan.compile(*optimizers, loss=CounterfactualLoss(model or classifier(), SPEC, weights=weights), **options)
     return gan
 
 

@@ -12,6 +12,7 @@ from serving import explanation_picture, methods
 from serving.client import Client, Explanation, ServingError, SignatureNotFound
 from serving.client_program import main
 from serving.export import export_model
+from serving.verifying import compare_maps
 
 # The stages of multiscale_cam and the boxes of evidence have files of their own.
 METHODS = tuple(name for name in kxray.explain.METHODS if name not in ("multiscale_cam", "evidence"))
@@ -256,7 +257,7 @@ def compare(got, move=0.0, expected=((1.0, -2.0), (3.0, 4.0))):
     def maps(images):
         return np.float32([expected]) * (1 + move * (np.abs(images).max() > 0))
 
-    serving.export._compare_maps("explain_lrp", np.float32([got]), maps, film, 1e-5)
+    compare_maps("explain_lrp", np.float32([got]), maps, film, 1e-5)
 
 
 def test_maps_are_compared_by_how_far_they_jump_under_rounding():
