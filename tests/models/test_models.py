@@ -33,6 +33,7 @@ TABLE = [
 EVERY = {
     "aligner": {"image_size": (64, 64), "size": 32},
     "alexnet": {"image_size": (64, 64), "num_labels": 2},
+    "autoencoder": {"side": 64, "width": 8},
     "masked_densenet": {"image_size": (64, 64), "backbone": "small_densenet", "taps": 2, "align_size": 32},
     "multiscale_densenet": {"image_size": (64, 64), "backbone": "small_densenet"},
     "transfer": {"image_size": (64, 64), "backbone": "mobilenetv3small"},
@@ -111,8 +112,8 @@ def in_a_fresh_process(code, *arguments):
 
 
 def test_every_model_answers_alike_in_a_fresh_process(images, tmp_path):
-    # test_attention_cgan.py says the same of those that make films.
-    assert set(kxray.models.names()) == {*EVERY, "attention_cgan", "cdcgan"}
+    # test_attention_cgan.py and test_counterfactual_gan.py say the same of those that make films.
+    assert set(kxray.models.names()) == {*EVERY, "attention_cgan", "cdcgan", "counterfactual_gan"}
     expected = {}
     for name in EVERY:
         model = kxray.models.build(name, **EVERY[name])
