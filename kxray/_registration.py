@@ -20,8 +20,9 @@ def register_with_keras() -> None:
 def _register() -> None:
     importlib.import_module("kxray.layers")
     if sys.modules["keras"].config.backend() == "tensorflow":
-        # Its training step is TensorFlow's.
-        importlib.import_module("kxray.models._conditional_gan")
+        # Their training steps are TensorFlow's.
+        for name in ("_conditional_gan", "counterfactual_gan"):
+            importlib.import_module(f"kxray.models.{name}")
 
 
 class _KerasWatcher(importlib.abc.MetaPathFinder):

@@ -150,8 +150,8 @@ def _read(asked, trained, work, workers, skip_bad, progress):
         by_path.setdefault(row["path"], []).append((row, label))
     paths, kept = [*by_path], []
     with (
-        _memory_map(work / _FILES[0], (len(paths), *spec.image_size, 1), np.float32) as inputs,
-        _memory_map(work / _FILES[1], (len(asked), *spec.image_size), bool) as masks,
+        memory_map(work / _FILES[0], (len(paths), *spec.image_size, 1), np.float32) as inputs,
+        memory_map(work / _FILES[1], (len(asked), *spec.image_size), bool) as masks,
     ):
         stream, done = stream_inputs(paths, spec, measure=np.shape, workers=workers), 0
         while batch := [*islice(stream, BATCH)]:
@@ -209,7 +209,7 @@ def _mask(row, shape, label, spec):
 
 
 @contextlib.contextmanager
-def _memory_map(path, shape, dtype):
+def memory_map(path, shape, dtype):
     """A new memory-mapped array that takes its name when the block succeeds."""
     with replacing(path) as temporary:
         array = np.lib.format.open_memmap(temporary, mode="w+", shape=shape, dtype=dtype)

@@ -1,9 +1,6 @@
 """Compares methods of explanation on films: `python -m training.explain evaluate --run RUN --data DIR`."""
 
 import dataclasses
-import hashlib
-import json
-import os
 from pathlib import Path
 
 import click
@@ -13,10 +10,18 @@ import pandas as pd
 from kxray.io.files import replacing
 from training import runs, shell
 from training.explain import check_places, find
-from training.explaining import evaluated_films, map_metrics
+from training.explaining import (
+    counterfactual_judge,
+    counterfactual_told,
+    evaluated_films,
+    map_metrics,
+)
+from training.explaining.begun import check_begun, films_state
+from training.explaining.counterfactual_makers import STEPS, asked_makers, load_makers
 from training.explaining.map_judge import FORWARD, Judge, memory_told, noisy_pairs
 from training.explaining.map_makers import BASELINES, CONSERVING, INTEGRATED, TrainedModel
 from training.explaining.map_metrics import METRICS, PLACES
+from training.explaining.map_numbers import cell
 from training.shell import program
 
 # Characters of a column at the shell.
@@ -47,12 +52,50 @@ _COLUMN = 18
     show_default=True,
     help="places, perturbation, statistics, speed, sanity, or names of single metrics.",
 )
+@click.option(
+    "--counterfactual",
+    "gans",
+    multiple=True,
+    metavar="[NAME=]RUN",
+    help="A run of training.fit counterfactual_gan of this classifier, as one more method; may be repeated.",
+)
+@click.option(
+    "--masked-residual",
+    "steps",
+    type=click.IntRange(1),
+    is_flag=False,
+    flag_value=STEPS,
+    metavar="[STEPS]",
+    help=f"Counterfactuals searched film by film, without a generator, in at most {STEPS} steps or as "
+    "many as are given.",
+)
+@click.option(
+    "--latent-shift",
+    "autoencoder",
+    metavar="RUN",
+    help="Counterfactuals by a shift in the code of an autoencoder: a run of training.fit autoencoder.",
+)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of draws and noise.")
 @click.option("--workers", type=click.IntRange(1), help="Decoding workers; one a core by default.")
 @click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True, help="Films a batch.")
 @click.option("--skip-bad", is_flag=True, help="Leave out films that cannot be read instead of stopping.")
 @program
-def main(run, data, out, methods, target, films, metrics, seed, workers, batch_size, skip_bad):
+def main(
+    run,
+    data,
+    out,
+    methods,
+    target,
+    films,
+    metrics,
+    gans,
+    steps,
+    autoencoder,
+    seed,
+    workers,
+    batch_size,
+    skip_bad,
+):
     """Compare methods of explanation on your films: one table, methods by metrics.
 
     \b
@@ -61,17 +104,23 @@ def main(run, data, out, methods, target, films, metrics, seed, workers, batch_s
       max-sensitivity, completeness, complexity; whether maps change with weights and class; films a second.
     Beside the methods stand maps that know nothing of the model: random, a blob in the centre, the film.
     Films with masks or boxes are drawn first. Methods that cannot read the model are skipped and named.
+    Counterfactuals are asked what would have to change for the opposite answer. They have a table of their
+    own beside their rows in this one: flip rate, drift of other labels, how much changes, also of films that
+    need no change, FDD and KID to real films, monotone path, noise.
 
     \b
     OUT/evaluated.html  the table with 95% intervals over patients, charts, films with one map a method
     OUT/evaluated.csv   a row a film, method and metric
     OUT/table.csv, OUT/metrics.json   the table
+    OUT/counterfactuals.csv   a row a film and maker of counterfactuals
     OUT/work            scores of every finished method: after an interruption give the same command again
 
     \b
     python -m training.explain evaluate --run runs/00003 --data fillets
     python -m training.explain evaluate --run runs/00003 --data films --methods grad_cam,lrp,rap --films 40
     python -m training.explain evaluate --run runs/00003 --data films --metrics places,negative_perturbation
+    python -m training.explain evaluate --run runs/00003 --data films --counterfactual full=runs/00004
+      --counterfactual no-mask=runs/00005 --masked-residual
     """
     out = out or f"{Path(data).resolve().name.removesuffix('.csv')}-explanations"
     check_places(run, data, out)
@@ -80,14 +129,16 @@ def main(run, data, out, methods, target, films, metrics, seed, workers, batch_s
     from rich.console import Console
 
     methods = chosen_methods(methods)
+    changing = asked_makers(gans, steps, autoencoder)
     trained = TrainedModel(run)
     known = ("true", "predicted", *trained.spec.labels)
     if target not in known:
         raise ValueError(f"unknown target {target!r}; expected true, predicted or one of the labels: "
                          f"{', '.join(trained.spec.labels)}")  # fmt: skip
+    makers = load_makers(changing, trained, batch_size)
     table = find(data, trained.spec, out, skip_bad)
     asked = Evaluation(methods, target, films, chosen, seed, batch_size, workers, skip_bad)
-    found = evaluate(trained, table, out, asked, Console(highlight=False, markup=False))
+    found = evaluate(trained, table, out, asked, Console(highlight=False, markup=False), makers)
     click.echo(told(found, out))
 
 
@@ -130,7 +181,7 @@ def chosen_methods(text) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-def evaluate(trained, table, out, asked, console) -> dict:
+def evaluate(trained, table, out, asked, console, makers=()) -> dict:
     """Scores every method that OUT does not have yet, and writes the table.
 
     Every method's scores are kept, whole, in OUT/work: a killed run goes on with the method it was at.
@@ -141,6 +192,7 @@ def evaluate(trained, table, out, asked, console) -> dict:
         out: folder.
         asked: Evaluation.
         console: rich Console that shows the progress.
+        makers: of counterfactuals, see `counterfactual_makers.load_makers`.
 
     Returns:
         What metrics.json holds.
@@ -155,7 +207,7 @@ def evaluate(trained, table, out, asked, console) -> dict:
     work = out / "work"
     work.mkdir(parents=True, exist_ok=True)
     chosen = evaluated_films.choose(table, trained.spec, asked.target, asked.films, asked.seed)
-    _check_begun(work, trained, table, asked, chosen)
+    check_begun(work, _facts(trained, table, asked, chosen), out)
     with memory_told(asked.batch_size), shell.progress_bars(console) as progress:
         bar = progress.add_task("reading films", total=len({row["path"] for row, _ in chosen}), facts="")
         films = evaluated_films.read(
@@ -169,20 +221,27 @@ def evaluate(trained, table, out, asked, console) -> dict:
         progress.update(bar, completed=progress.tasks[bar].total)
         judge = Judge(trained, films, asked, work, progress)
         judge.probe()
+        if makers:
+            judge.counterfactuals = counterfactual_judge.begin(judge, table, makers)
         speed = judge.speed() if "speed" in asked.metrics else None
-        names = [*judge.readable, *BASELINES]
+        names = [*judge.readable, *judge.changing, *BASELINES]
         scores = {name: judge.scores(name) for name in names}
         sanity = judge.sanity() if "sanity" in asked.metrics else None
     found = _summary(trained, table, films, asked, scores, judge.examples)
-    found |= {"skipped": judge.skipped, "speed": speed, "sanity": sanity}
+    found |= {"skipped": judge.skipped, "speed": speed, "sanity": sanity, "counterfactuals": None}
+    if makers:
+        found["counterfactuals"] = judge.counterfactuals.summary(scores)
+        counterfactual_told.write_tables(out, judge.counterfactuals, found)
     _write_tables(out, films, scores, found)
     runs.write_json(out / "metrics.json", found)
-    write_report(out, found, films, {name: _example_maps(work, name) for name in names})
+    maps = {name: judge.example_maps(name) for name in names}
+    write_report(out, found, films, maps, judge.counterfactuals)
     return found
 
 
-def _check_begun(work, trained, table, asked, chosen):
-    facts = {
+def _facts(trained, table, asked, chosen):
+    """What scores of films depend on, whatever the method."""
+    return {
         "model": trained.digest,
         "data": table.attrs["data"],
         "films in the data": len(table),
@@ -190,42 +249,8 @@ def _check_begun(work, trained, table, asked, chosen):
         "number of films": asked.films,
         "seed": asked.seed,
         "metrics": list(asked.metrics),
-        "state of its films, labels, masks or boxes": _state(table, trained.spec.labels, chosen),
+        "state of its films, labels, masks or boxes": films_state(table, trained.spec.labels, chosen),
     }
-    note = work / "facts.json"
-    known = json.loads(note.read_text(encoding="utf-8")) if note.exists() else facts
-    changed = [name for name, value in facts.items() if known.get(name) != value]
-    if changed:
-        raise ValueError(
-            f"{work.parent} was begun with another {changed[0]} ({known.get(changed[0])!s:.60}); choose "
-            f"another --out, or delete {work}"
-        )
-    runs.write_json(note, facts)
-
-
-def _state(table, labels, chosen):
-    """Short SHA-256 of what the table says of the films, and of size and time of the chosen ones' files."""
-    from kxray.data.truth import find_masks
-
-    columns = dict.fromkeys(("path", "patient_id", "label", "boxes", "masks", *labels))
-    digest = hashlib.sha256()
-    for row in table[[name for name in columns if name in table.columns]].to_dict("records"):
-        digest.update(repr(sorted(row.items())).encode("utf-8", "surrogateescape"))
-    files = {row["path"] for row, _ in chosen}
-    files |= {file for row, _ in chosen for file in find_masks(row.get("masks"), row["path"]).values()}
-    for file in sorted(files):
-        try:
-            status = os.stat(file)
-            version = (status.st_size, status.st_mtime_ns)
-        except OSError:
-            version = None
-        digest.update(repr((file, version)).encode("utf-8", "surrogateescape"))
-    return digest.hexdigest()[:16]
-
-
-def _example_maps(work, name):
-    with np.load(work / f"{name}.npz") as kept:
-        return kept["maps"]
 
 
 def _summary(trained, table, films, asked, scores, examples):
@@ -336,6 +361,8 @@ def told(found, out) -> str:
         rate = speed["films_a_batch"] / speed["seconds"][FORWARD]
         lines.append("  ".join([FORWARD.ljust(width), *(" " * _COLUMN for _ in shown), f"{rate:7.1f}"]))
     lines += [f"{name.ljust(width)}  skipped: {reason}" for name, reason in found["skipped"].items()]
+    if found["counterfactuals"]:
+        lines += ["", *counterfactual_told.told(found["counterfactuals"])]
     return "\n".join([*lines, "", f"look at {Path(out) / 'evaluated.html'}"])
 
 
@@ -356,21 +383,3 @@ def conditions(found) -> str:
         f"{sentence}, which the model says on {found['said_by_the_model']:.0%}; 95% intervals over resampled "
         f"patients; seed {found['seed']}"
     )
-
-
-def cell(summary) -> str:
-    """A value with its interval, short; empty where the metric does not apply."""
-    if summary is None:
-        return ""
-    if np.isnan(summary["value"]):
-        return "no score"
-    return f"{number(summary['value'])} [{number(summary['low'])}, {number(summary['high'])}]"
-
-
-def number(value) -> str:
-    """Three digits that tell."""
-    if value is None or not np.isfinite(value):
-        return "inf" if value is not None and np.isinf(value) else "-"
-    if value != 0 and (abs(value) < 0.01 or abs(value) >= 1000):
-        return f"{value:.1e}"
-    return f"{value:.2f}" if abs(value) >= 0.1 else f"{value:.3f}"

@@ -31,17 +31,23 @@ class Judge:
 
     Attributes:
         skipped: method -> why it cannot read the model, after `probe`.
-        examples: the pairs to look at; the maps of a method NAME are in WORK/NAME.npz after `scores`.
+        examples: the pairs to look at; `example_maps` has those of a method after `scores`.
+        counterfactuals: CounterfactualJudge, whose makers are methods too; None: none is asked for.
     """
 
     def __init__(self, trained, films, asked, work, progress):
         self.trained, self.films, self.asked, self.work, self.progress = trained, films, asked, work, progress
-        self.makers, self.skipped = {}, {}
+        self.makers, self.skipped, self.counterfactuals = {}, {}, None
         self.examples = _example_rows(films, asked.seed)
 
     @property
     def readable(self):
         return [method for method in self.asked.methods if method not in self.skipped]
+
+    @property
+    def changing(self):
+        """The names of the makers of counterfactuals."""
+        return self.counterfactuals.names if self.counterfactuals else []
 
     def probe(self):
         """Which methods can read the model: each explains one batch, unless its scores are kept.
@@ -79,22 +85,31 @@ class Judge:
         rows = np.arange(min(self.asked.batch_size, len(self.films)))
         return self.films.images(rows), self.films.labels(rows)
 
-    def _kept(self, name):
-        return self.work / f"{name}.csv"
+    def _kept(self, name, suffix=".csv"):
+        if name in self.changing:
+            return self.counterfactuals.work / name / f"map_scores{suffix}"
+        return self.work / f"{name}{suffix}"
+
+    def example_maps(self, name):
+        """float32 (E, h, w), of the E pairs of `examples`."""
+        with np.load(self._kept(name, ".npz")) as kept:
+            return kept["maps"]
 
     def speed(self):
         """Seconds a batch of each method and of a forward pass, measured in turns."""
         note = self.work / "speed.json"
+        timed = [name for name in self.changing if self.counterfactuals.known_pairs(name).any()]
         if note.exists():
             known = json.loads(note.read_text(encoding="utf-8"))
-            if {*self.readable} <= {*known["seconds"]}:
+            if {*self.readable, *timed} <= {*known["seconds"]}:
                 return known
         images, labels = self._first()
         calls = {FORWARD: lambda: self.trained.probabilities(images)}
         for method in self.readable:
             calls[method] = functools.partial(self.maker(method), images, labels)
         seconds = {name: [] for name in calls}
-        bar = self.progress.add_task("measuring speed", total=ROUNDS * len(calls), facts="")
+        total = ROUNDS * len(calls) + len(timed)
+        bar = self.progress.add_task("measuring speed", total=total, facts="")
         calls[FORWARD]()
         for _ in range(ROUNDS):
             for name, call in calls.items():
@@ -107,6 +122,9 @@ class Judge:
             "films_a_batch": len(images),
             "seconds": {name: float(np.median(times)) for name, times in seconds.items()},
         }
+        for name in timed:
+            measured["seconds"][name] = self.counterfactuals.seconds(name, ROUNDS, SLOW_SECONDS)
+            self.progress.advance(bar)
         runs.write_json(note, measured)
         return measured
 
@@ -125,7 +143,7 @@ class Judge:
             batches.append(table)
             examples |= {row: maps[row - start] for row in self.examples if row in rows}
             self.progress.update(bar, completed=rows[-1] + 1)
-        with replacing(self.work / f"{name}.npz") as temporary:
+        with replacing(self._kept(name, ".npz")) as temporary:
             np.savez(temporary, maps=np.float32([examples[row] for row in self.examples]))
         table = pd.concat(batches, ignore_index=True)
         with replacing(kept) as temporary:
@@ -137,6 +155,8 @@ class Judge:
         errors, asked = None, self.asked.metrics
         if name in BASELINES:
             maps = baseline_maps(name, images, rows, self.asked.seed)
+        elif name in self.changing:
+            maps = self.counterfactuals.maps(name, rows)
         else:
             maps, errors = self.maker(name).with_completeness(images, labels)
         finite = np.isfinite(maps).all(axis=(1, 2))
@@ -172,7 +192,9 @@ class Judge:
             note(finite, map_metrics.shape_scores(asked, maps[finite]))
         if errors is not None and "completeness_error" in asked:
             table["completeness_error"] = errors
-        if "max_sensitivity" in asked and name not in BASELINES:
+        if "max_sensitivity" in asked and name in self.changing:
+            table["max_sensitivity"] = self.counterfactuals.sensitivity(name, rows)
+        elif "max_sensitivity" in asked and name not in BASELINES:
             for place in np.flatnonzero(finite & np.isin(rows, noisy_pairs(self.films))):
                 one = slice(place, place + 1)
                 table.loc[place, "max_sensitivity"] = self._sensitivity(

@@ -76,6 +76,7 @@ def load(recipe, side, folder, progress) -> GanFilms:
         ValueError: a source without such conditions, or with too few films of one.
     """
     from kxray import data
+    from kxray.spec import ModelSpec
 
     folder, notes = Path(folder), []
     if recipe.data is None:
@@ -84,9 +85,10 @@ def load(recipe, side, folder, progress) -> GanFilms:
     else:
         table, problems, notes = read(recipe)
     conditions = conditions_of(recipe, table)
-    inputs, thumbnails = _decoded(recipe, conditions, side, folder, progress)
+    spec = ModelSpec("generator", conditions.labels, "generator", (side, side))
+    inputs, thumbnails = decoded(recipe, conditions.table, spec, folder, progress)
     numbers = dict(zip(table["path"], data.manifest.row_numbers(table), strict=True))
-    unreadable = _unreadable(conditions.table["path"], inputs, numbers)
+    unreadable = unreadable_rows(conditions.table["path"], inputs, numbers)
     if len(unreadable) and not recipe.skip_bad:
         raise data.ManifestError(unreadable, recipe.data)
     problems = pd.concat([problems, unreadable], ignore_index=True)
@@ -251,12 +253,21 @@ def run_conditions(run, table=None) -> tuple:
     return conditions, data.load_split(run / "split.csv", conditions.table)
 
 
-def _decoded(recipe, conditions, side, folder, progress):
-    """(NetworkInputs of all films, their thumbnails), which are kept because a disk cache spares reading."""
-    from kxray.data import audit, pipeline
-    from kxray.spec import ModelSpec
+def decoded(recipe, table, spec, folder, progress) -> tuple:
+    """(NetworkInputs of all films of a table, their thumbnails uint8 (N, 32, 32)).
 
-    kept, table = folder / "work" / "thumbnails.npy", conditions.table
+    Thumbnails are kept in FOLDER/work, because a disk cache spares the reading that makes them.
+
+    Args:
+        recipe: its cache, workers and dicom_reader.
+        table: of films.
+        spec: ModelSpec of what takes them.
+        folder: of the run.
+        progress: rich progress with a `facts` field.
+    """
+    from kxray.data import audit, pipeline
+
+    kept = Path(folder) / "work" / "thumbnails.npy"
     kept.parent.mkdir(parents=True, exist_ok=True)
     thumbnails = np.zeros((len(table), audit.THUMBNAIL_SIDE, audit.THUMBNAIL_SIDE), np.uint8)
     seen, bar = [], progress.add_task("reading films", total=len(table), facts="")
@@ -271,12 +282,12 @@ def _decoded(recipe, conditions, side, folder, progress):
         import shutil
 
         # Killed between the two: a cache alone would spare the reading that measures.
-        shutil.rmtree(folder / "work" / "cache", ignore_errors=True)
+        shutil.rmtree(kept.with_name("cache"), ignore_errors=True)
     inputs = pipeline.load_inputs(
         table["path"],
-        ModelSpec("generator", conditions.labels, "generator", (side, side)),
+        spec,
         cache=recipe.cache,
-        cache_dir=folder / "work" / "cache",
+        cache_dir=kept.with_name("cache"),
         measure=audit.thumbnail,
         on_film=on_film,
         workers=recipe.workers,
@@ -289,7 +300,14 @@ def _decoded(recipe, conditions, side, folder, progress):
     return inputs, np.load(kept)
 
 
-def _unreadable(paths, inputs, numbers):
+def unreadable_rows(paths, inputs, numbers) -> pd.DataFrame:
+    """The films that could not be read, as problems.
+
+    Args:
+        paths: of all films.
+        inputs: their NetworkInputs.
+        numbers: the row of each path in its source.
+    """
     return pd.DataFrame(
         [
             (numbers[paths[index]], paths[index], "path", f"unreadable film: {error}")

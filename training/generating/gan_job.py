@@ -78,6 +78,21 @@ def _with_absolute_places(recipe, given):
     return recipe, given
 
 
+def exported_once(recipe, folder, name) -> str | None:
+    """Exports the run of a GAN, unless it is not to be served.
+
+    Args:
+        recipe: its `export`.
+        folder: of the run.
+        name: of the model.
+    """
+    if recipe.export == "none":
+        return None
+    from serving.export import export
+
+    return runs.exported_once(folder, recipe.export or folder / "saved_models" / name, export)
+
+
 class GanJob:
     """One run. Every step leaves files that a resumed run picks up."""
 
@@ -201,8 +216,6 @@ class GanJob:
         """(history, rows of steps), with the weights to keep in the GAN."""
         import tensorflow as tf
 
-        from kxray.data import pipeline
-
         recipe, strategy = self.recipe, None
         if self.replicas > 1:
             with self.scope():
@@ -210,26 +223,21 @@ class GanJob:
         self.bar = self.progress.add_task("generator", total=recipe.epochs * self.steps, facts="")
         self.writer = tf.summary.create_file_writer(str(self.folder / "tensorboard"))
         began = time.monotonic()
+        remedy = "lower --batch-size or --width, or raise --attention-pool or --accumulate"
         try:
-            history, rows = gan_loop.train(
-                gan,
-                self.batches_of(gan),
-                self.folder / "work" / "states",
-                epochs=recipe.epochs,
-                steps=self.steps,
-                tau=self.task.tau,
-                on_epoch=lambda *told: self.on_epoch(gan, *told),
-                on_look=self.on_look,
-                strategy=strategy,
-                keep=gan_options.kept_by(recipe),
-            )
-        except tf.errors.ResourceExhaustedError as error:
-            raise ValueError(
-                f"out of memory: {error.message.splitlines()[0][:200]}; lower --batch-size or --width, or "
-                "raise --attention-pool or --accumulate"
-            ) from None
-        except tf.errors.OpError as error:
-            raise pipeline.film_error(error) or error from None
+            with gan_loop.plain_errors(remedy):
+                history, rows = gan_loop.train(
+                    gan,
+                    self.batches_of(gan),
+                    self.folder / "work" / "states",
+                    epochs=recipe.epochs,
+                    steps=self.steps,
+                    tau=self.task.tau,
+                    on_epoch=lambda *told: self.on_epoch(gan, *told),
+                    on_look=self.on_look,
+                    strategy=strategy,
+                    keep=gan_options.kept_by(recipe),
+                )
         finally:
             self.writer.close()
         if self.progress.disable:
@@ -324,7 +332,7 @@ class GanJob:
             gan.without_optimizers().save(temporary)
         shown = {"samples": self.epochs.samples(gan), "real": self.real_examples()}
         write_report(folder, self.config, scores, history, self.steps_table(rows), shown)
-        scores["saved_model"] = self.exported_once()
+        scores["saved_model"] = exported_once(recipe, folder, self.task.name)
         # Last: a run that has metrics.json is complete.
         runs.write_json(folder / "metrics.json", scores)
         shutil.rmtree(folder / "work" / "states", ignore_errors=True)
@@ -364,12 +372,3 @@ class GanJob:
             own = self.train_rows[classes[self.train_rows] == number]
             chosen.append(own[np.arange(count) % len(own)])
         return self.films.pixels(np.concatenate(chosen))[..., 0]
-
-    def exported_once(self) -> str | None:
-        """Exports the run, unless it is not to be served."""
-        if self.recipe.export == "none":
-            return None
-        from serving.export import export
-
-        to = self.recipe.export or self.folder / "saved_models" / self.task.name
-        return runs.exported_once(self.folder, to, export)

@@ -1,5 +1,6 @@
 """One training of a conditional GAN, from its first step or from where it was killed."""
 
+import contextlib
 import json
 import re
 import shutil
@@ -103,6 +104,28 @@ def keep_order() -> None:
     import tensorflow as tf
 
     tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+
+
+@contextlib.contextmanager
+def plain_errors(remedy):
+    """Says in one line what TensorFlow says in many: memory that ran out, a film that cannot be read.
+
+    Args:
+        remedy: what to do about memory.
+
+    Raises:
+        ValueError: instead of TensorFlow's error, where it is one of these.
+    """
+    import tensorflow as tf
+
+    from kxray.data import pipeline
+
+    try:
+        yield
+    except tf.errors.ResourceExhaustedError as error:
+        raise ValueError(f"out of memory: {error.message.splitlines()[0][:200]}; {remedy}") from None
+    except tf.errors.OpError as error:
+        raise pipeline.film_error(error) or error from None
 
 
 def _traced(gan, strategy):

@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 
 from kxray.io.files import write_whole
-from training.explaining import evaluating, map_judge, map_metrics
+from training.explaining import counterfactual_told, evaluating, map_judge, map_metrics, map_numbers
 from training.explaining.map_makers import BASELINES
 from training.explaining.map_metrics import GROUPS, METRICS, PERTURBATION, PLACES
-from training.report import plots
+from training.report import evaluated_counterfactuals, plots
 from training.report.map_plots import _signed
 
 _HEADINGS = {
@@ -28,7 +28,7 @@ _GREY, _GOLD = "#a6a6a6", (0.85, 0.6, 0.0)
 _PERCENTILE = 99
 
 
-def write_report(out, found, films, maps) -> Path:
+def write_report(out, found, films, maps, judge=None) -> Path:
     """Writes OUT/evaluated.html.
 
     Args:
@@ -36,13 +36,14 @@ def write_report(out, found, films, maps) -> Path:
         found: what metrics.json holds.
         films: EvaluatedFilms.
         maps: method or baseline -> float32 (E, h, w), of the E pairs in `found["examples"]`.
+        judge: CounterfactualJudge, where counterfactuals were asked for.
     """
     import jinja2
 
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("training", "report"), autoescape=True, undefined=jinja2.StrictUndefined
     )
-    environment.filters["number"] = evaluating.number
+    environment.filters["number"] = map_numbers.number
     speed = found["speed"]
     page = environment.get_template("evaluated.html.j2").render(
         title=f"{found['model']}: methods of explanation",
@@ -64,6 +65,7 @@ def write_report(out, found, films, maps) -> Path:
         baselines=BASELINES,
         speeds=_speeds(speed),
         sanity=_sanity(found["sanity"]),
+        counterfactuals=evaluated_counterfactuals.section(found["counterfactuals"], judge),
         untested=untested(found),
     )
     path = Path(out) / "evaluated.html"
@@ -83,11 +85,11 @@ def verdict(found) -> list[str]:
         if not methods:
             continue
         best = methods[0]
-        sentence = f"{METRICS[name].title}: best is {best} with {evaluating.cell(found['rows'][best][name])}"
+        sentence = f"{METRICS[name].title}: best is {best} with {map_numbers.cell(found['rows'][best][name])}"
         if knowing_nothing:
             baseline = knowing_nothing[0]
             sentence += f"; the {baseline} map, which knows nothing of the model, has "
-            sentence += evaluating.cell(found["rows"][baseline][name])
+            sentence += map_numbers.cell(found["rows"][baseline][name])
             behind = [row for row in methods if ranked.index(row) > ranked.index(baseline)]
             if len(behind) == len(methods):
                 sentence += ", which no method reaches"
@@ -141,7 +143,7 @@ def _value(found, row, name):
 def _cell(summary, kind):
     if summary is None:
         return {"value": "", "interval": "", "notes": "", "kind": ""}
-    value, _, interval = evaluating.cell(summary).partition(" [")
+    value, _, interval = map_numbers.cell(summary).partition(" [")
     notes = [f"{summary[name]} {name}" for name in ("undefined", "infinite") if summary[name]]
     scored = summary["films"] + summary["infinite"] > 0
     return {
@@ -189,6 +191,8 @@ def untested(found) -> list[str]:
         lines.append("other replacements of pixels than those named: a film with holes is a film of no kind")
     lines += [name for name in ("speed", "sanity") if found[name] is None]
     lines += [f"{name}: {reason}" for name, reason in found["skipped"].items()]
+    if found["counterfactuals"]:
+        lines += counterfactual_told.cautions(found["counterfactuals"])
     return lines
 
 

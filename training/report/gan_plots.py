@@ -91,7 +91,7 @@ def sheets(folder, epochs) -> dict[int, str]:
         path = Path(folder) / "samples" / f"epoch-{epoch:04d}.png"
         if path.exists():
             with Image.open(path) as opened:
-                picture = opened.convert("L")
+                picture = opened.convert("RGB" if opened.mode == "RGB" else "L")
             picture.thumbnail((_WIDEST, 4 * _WIDEST))
             buffer = io.BytesIO()
             picture.save(buffer, "jpeg", quality=88)
