@@ -156,6 +156,25 @@ def reached(spec, probabilities, targets) -> np.ndarray:
     return np.where(present, chosen >= thresholds, chosen < thresholds)
 
 
+def other_labels(spec, probabilities, targets) -> np.ndarray:
+    """The labels that a counterfactual is to leave as they are, bool (N, L).
+
+    Of findings all but the one asked about; of several exclusive labels neither the one asked for nor the one
+    that the classifier said before; of two none.
+
+    Args:
+        spec: of the classifier.
+        probabilities: (N, L), of the films.
+        targets: int (N,).
+    """
+    rows, labels, _ = _of_films(spec, probabilities, targets)
+    others = np.full(rows.shape, spec.task != "binary")
+    others[np.arange(len(rows)), labels] = False
+    if spec.task == "multiclass":
+        others[np.arange(len(rows)), rows.argmax(axis=1)] = False
+    return others
+
+
 def held(spec, labels) -> np.ndarray:
     """Which targets films have by their true labels.
 

@@ -5,7 +5,7 @@ import pytest
 
 from kxray import ModelSpec
 from kxray.explain import Target, opposite, target_index, target_names, targets_of
-from kxray.explain.targets import held, reached, target_numbers, wanted_probability
+from kxray.explain.targets import held, other_labels, reached, target_numbers, wanted_probability
 
 FINDINGS = ModelSpec("toy", ("Effusion", "Mass"), "multilabel", (8, 8), thresholds={"Effusion": 0.3})
 VIEWS = ModelSpec("toy", ("frontal", "lateral"), "binary", (8, 8))
@@ -74,3 +74,11 @@ def test_labels_of_another_kind_are_told():
         held(FINDINGS, [0, 1])
     with pytest.raises(ValueError, match=r"expected probabilities \(N, 3\)"):
         reached(WIDTHS, [[0.5, 0.5]], [0])
+
+
+def test_other_labels_are_those_that_nobody_asks_to_change():
+    before = np.array([[0.9, 0.1, 0.2], [0.1, 0.2, 0.7]])
+    several = ModelSpec("m", ("A", "B", "C"), "multilabel", (8, 8))
+    assert other_labels(several, before, [0, 5]).tolist() == [[False, True, True], [True, True, False]]
+    exclusive = ModelSpec("m", ("A", "B", "C"), "multiclass", (8, 8))
+    assert other_labels(exclusive, before, [1, 0]).tolist() == [[False, False, True], [False, True, False]]

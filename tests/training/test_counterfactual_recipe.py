@@ -360,17 +360,6 @@ def test_what_a_mask_that_says_nothing_is_told_of():
     assert cf_epochs.findings(row | {"mask_high": 0.5}, masked=True) == []
 
 
-def test_other_labels_are_those_that_nobody_asks_to_change():
-    from kxray.spec import ModelSpec
-    from training.counterfactuals.cf_scores import other_labels
-
-    before = np.array([[0.9, 0.1, 0.2], [0.1, 0.2, 0.7]])
-    several = ModelSpec("m", ("A", "B", "C"), "multilabel", (8, 8))
-    assert other_labels(several, before, [0, 5]).tolist() == [[False, True, True], [True, True, False]]
-    exclusive = ModelSpec("m", ("A", "B", "C"), "multiclass", (8, 8))
-    assert other_labels(exclusive, before, [1, 0]).tolist() == [[False, False, True], [False, True, False]]
-
-
 def test_a_difference_is_red_where_brighter_blue_where_darker_and_white_where_nothing_is():
     from training.report.counterfactual_pictures import difference_picture, strip
 

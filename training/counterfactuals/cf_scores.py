@@ -90,7 +90,7 @@ def measure(gan, classifier, targets, pixels, numbers) -> tuple[pd.DataFrame, di
         `gan.change` made.
     """
     from kxray import metrics
-    from kxray.explain.targets import reached, target_index, wanted_probability
+    from kxray.explain.targets import other_labels, reached, target_index, wanted_probability
 
     model, spec = classifier
     made = gan.change(pixels, numbers, batch_size=_BATCH)
@@ -133,28 +133,6 @@ def measure_pairs(gan, classifier, targets, films, pairs, progress=None) -> pd.D
         if progress is not None:
             progress(start + len(some))
     return pd.concat(tables, ignore_index=True)
-
-
-def other_labels(spec, before, targets) -> np.ndarray:
-    """bool (N, L): the labels that are to stay as they are.
-
-    Of findings all but the one asked about; of exclusive labels neither the one asked for nor the one that
-    the classifier said before, so that of two labels none is left.
-
-    Args:
-        spec: ModelSpec of the classifier.
-        before: float (N, L), probabilities of the films.
-        targets: int (N,), numbered as the classifier's.
-    """
-    from kxray.explain.targets import targets_of
-
-    known = targets_of(spec)
-    labels = np.array([known[number].label for number in targets], int)
-    others = np.ones(np.shape(before), bool)
-    others[np.arange(len(others)), labels] = False
-    if spec.task != "multilabel":
-        others[np.arange(len(others)), np.argmax(before, axis=1)] = False
-    return others if spec.task != "binary" else np.zeros_like(others)
 
 
 def means(table) -> dict[str, float]:

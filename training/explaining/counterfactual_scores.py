@@ -102,7 +102,7 @@ def film_scores(made, spec, predict, before, numbers, seed) -> dict:
         dict of float (N,): the columns of `SCORES`, NaN where they do not apply: flip_rate is 1 or 0, and
         needless_change is mean_change; and wanted_before.
     """
-    from kxray.explain.targets import reached, wanted_probability
+    from kxray.explain.targets import other_labels, reached, wanted_probability
 
     targets = made.targets
     said = reached(spec, before, targets)
@@ -136,19 +136,6 @@ def film_scores(made, spec, predict, before, numbers, seed) -> dict:
         "reconstruction_error": np.where(lost > 0, lost, np.nan),
         "turned_before": np.where(lost > 0, reached(spec, predict(made.reference), targets), np.nan),
     }
-
-
-def other_labels(spec, before, targets):
-    """The labels that are to stay as they are, bool (N, L)."""
-    from kxray.explain.targets import targets_of
-
-    known = targets_of(spec)
-    rows = np.arange(len(targets))
-    others = np.ones(before.shape, bool)
-    others[rows, [known[target].label for target in targets]] = False
-    if spec.task != "multilabel":
-        others[rows, before.argmax(axis=1)] = False
-    return others
 
 
 def summed_up(table, patients) -> dict:
