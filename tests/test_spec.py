@@ -70,7 +70,8 @@ def test_only_json_is_written():
     [
         (
             {"task": "regression"},
-            "task must be one of binary, multiclass, multilabel, generator, counterfactual, autoencoder, got 'regression'",
+            "task must be one of binary, multiclass, multilabel, generator, counterfactual, autoencoder, got "
+            "'regression'",
         ),
         ({"pixel_rule": "raw"}, "pixel_rule must be one of unit_stretch, got 'raw'"),
         ({"labels": ()}, "labels must be distinct and at least one"),
