@@ -5,12 +5,12 @@
 
 One step is five updates of the discriminators and one of the generator, on the same batches.
 
-straightforward   one Keras model, its networks called as they are: a traced function an update, generated
-                  films made anew for each, real and generated films through the discriminators one after the
-                  other, kernels normalised at every call, real films resized for every update
-kxray             ConditionalGAN.train_step: all updates in one traced function, the films of all five
-                  discriminator updates generated at once, real films of all scales made once, one pass of a
-                  discriminator for real and generated films, kernels normalised once an update
+straightforward   one Keras model, its networks called as they are: a traced function an update, real and
+                  generated films through the discriminators one after the other, kernels normalised at every
+                  call, real films resized with antialiasing for every discriminator of every update
+kxray             ConditionalGAN.train_step: all updates in one traced function, real films of all scales
+                  made once an update by averaging, one pass of a discriminator for real and generated films,
+                  kernels normalised once an update
 
 Each runs in processes of its own, in turn, so that memory is its own; the best of the rounds counts. The
 floating-point operations of a step are counted by TensorFlow's profiler in kxray's own step (multiplications
