@@ -8,9 +8,10 @@
       films of 64, 128 and 256 pixels as in the paper: least squares, Adam 2e-5 with momentum 0.5, batches of
       16, 20 epochs, five discriminator updates for each generator update, tau from 0, +0.1 every 5 epochs
   python -m training.fit attention_cgan --preset cpu --data NIH64
-      one scale on two processor cores
+      one scale on two processor cores, 13 minutes on 549 NIH films: the FDD to validation films falls from
+      5.7 to 1.7 and KID from 0.094 to 0.010 (one seed; README tells what such films are worth)
   python -m training.fit attention_cgan --phantoms 600 --scales 3 --width 16
-      generated films: no data needed
+      generated films: no data needed; with --preset cpu, --width 8 and --batch-size 8 15 minutes
 
 One network makes films of all conditions. The run folder holds model.keras, a sheet of samples of every epoch
 (rows: classes; the same random vectors), the paper's Figure 2 (steps.csv, report.html), and in history.csv
