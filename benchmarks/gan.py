@@ -17,9 +17,10 @@ floating-point operations of a step are counted by TensorFlow's profiler in kxra
 and additions of convolutions and matrix products, forward and backward), and set against what this machine
 reaches in a product of two 2,048 x 2,048 matrices.
 
-Expected, 2 idle cores, one round of 5 steps: at 64 px 1.23 and at 128 px 1.37 times the steps a second, at
-28% and 26% of the matrix product's rate, in a tenth to a fifth more memory (1,039 against 954 MB, 1,310
-against 1,079 MB): one graph holds all updates. 256 px was not measured.
+Expected, 2 idle cores, the best of two rounds of 5 steps: at 64, 128 and 256 px 1.25, 1.18 and 1.31 times the
+steps a second (7.99, 3.78 and 1.85), at 28%, 26% and 20% of the matrix product's 465 GFLOP/s, in a tenth to a
+quarter more memory (1,049 against 954, 1,293 against 1,078, 1,675 against 1,316 MB): one graph holds all
+updates.
 """
 
 import json
