@@ -186,7 +186,10 @@ def test_no_worker_outlives_its_parent(tmp_path, how):
     big = tmp_path / "film.png"
     Image.fromarray(np.zeros((2000, 2000), np.uint8)).save(big)
     program = f"""
+        import signal
         from kxray.io import read_films
+        # A shell ignores it in what it starts in the background, and so would this process.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         def forever():
             while True:
                 yield {str(big)!r}
