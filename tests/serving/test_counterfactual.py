@@ -329,6 +329,7 @@ def test_an_export_that_makes_other_films_is_not_published(gan, gan_spec, classi
     assert list((tmp_path / "changes").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_run_folder_is_exported_by_the_program(gan, gan_spec, classifier, tmp_path):
     run, to = tmp_path / "run", tmp_path / "models" / "changes"
     (run / "classifier").mkdir(parents=True)

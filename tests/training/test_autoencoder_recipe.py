@@ -82,6 +82,7 @@ def test_it_serves_a_latent_shift(finished, classifier):
     assert found.maps.shape == (2, 64, 64) and np.isfinite(found.maps).all()
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on(finished, tmp_path):
     copy = tmp_path / "run"
     shutil.copytree(finished[0], copy)

@@ -164,6 +164,7 @@ def test_a_loaded_run_changes_films_and_knows_its_classifier(finished, classifie
     assert np.allclose(made.counterfactuals, expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_some_targets_keep_their_names_and_an_unlearned_one_is_refused(classifier, tmp_path):
     from training.counterfactuals.loaded import load_counterfactual
 
@@ -190,6 +191,7 @@ def test_a_finished_run_is_complete_and_options_of_an_unfinished_one_stay(finish
     assert result.exit_code == 2 and "was started with --width 4" in result.output
 
 
+@pytest.mark.slow
 def test_a_binary_classifier_has_its_two_labels_as_targets(films, tmp_path):
     from kxray.data import read_manifest, write_manifest
 

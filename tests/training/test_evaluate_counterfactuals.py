@@ -246,6 +246,7 @@ def test_a_finding_goes_and_the_others_stay(tmp_path):
     assert "4 pairs ask for a target that it has not learned" in (out / "evaluated.html").read_text()
 
 
+@pytest.mark.slow
 def test_interrupted_it_goes_on_and_other_runs_are_not_mixed(
     run, films, darkening, still, tmp_path, monkeypatch
 ):
