@@ -382,6 +382,7 @@ PUBLISHED = {  # without the last dense layer; of AlexNet with its 1,000 labels
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("backbone", PUBLISHED)
 def test_the_papers_backbones_at_full_size(backbone, tmp_path):

@@ -227,6 +227,8 @@ def test_films_of_one_patient_are_refused_first(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.timeout(900)
 def test_figures_on_phantoms_in_all_poses(align, tmp_path):
     """About five minutes on two cores: median residuals under 1.5 degrees, 2% and 2%; all else refused."""
     result = align("--phantoms", 300, "--size", 64, "--epochs", 40, "--out", tmp_path / "run")

@@ -373,6 +373,8 @@ def test_a_difference_is_red_where_brighter_blue_where_darker_and_white_where_no
 
 
 @pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.timeout(900)
 def test_a_program_killed_twice_ends_bit_equal(run_program, start_program, classifier, tmp_path):
     """About two minutes on two cores."""
     given = (*SMOKE, "--deterministic", "--steps", 40, "--epochs", 3, "--self-attention")
